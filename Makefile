@@ -1,0 +1,53 @@
+# One target a habit. `make` alone lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-dev demo test check lint format lock clean
+
+help: ## what there is
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
+
+setup: $(VENV)/demo.stamp ## .venv with what the daemon and the demo need
+
+setup-dev: $(VENV)/dev.stamp
+
+$(VENV)/python.stamp:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Millrace needs Python 3.11 or newer; name one with PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/demo.stamp: requirements/demo.txt $(VENV)/python.stamp
+	$(BIN)/pip install --quiet --no-compile --require-hashes -r requirements/demo.txt
+	@touch $@
+
+$(VENV)/dev.stamp: requirements/dev.txt $(VENV)/python.stamp
+	$(BIN)/pip install --quiet --no-compile --require-hashes -r requirements/dev.txt
+	@touch $@
+
+# SECONDS_TO_RUN=0 runs until Ctrl-C; POSTS=file.jsonl replays a recorded archive.
+demo: setup ## the whole pipeline on this machine, then a reconciliation
+	@$(BIN)/python -m local demo
+
+test: setup-dev ## lint, types and all tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+format: setup-dev ## let ruff put the code in order
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# uv resolves for every supported Python at once; the files it writes hold versions and hashes, no addresses.
+lock: ## write requirements/*.txt anew from pyproject.toml
+	for set in daemon demo dev; do \
+	  group=$$( [ $$set = daemon ] || echo "--group $$set" ); \
+	  uv pip compile pyproject.toml $$group --universal --python-version 3.11 --upgrade --generate-hashes \
+	    --no-annotate --no-header --quiet -o requirements/$$set.txt; \
+	done
+
+clean: ## remove what the targets above made
+	rm -rf $(VENV) .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
