@@ -1,0 +1,204 @@
+"""
+The aggregated-record format of the Kinesis Producer Library: many user records in one Kinesis record.
+
+    +-------------+--------------------------------------+------------------+
+    | F3 89 9A C2 | message AggregatedRecord (protobuf)  | MD5 of the       |
+    | magic, 4 B  |                                      | message, 16 B    |
+    +-------------+--------------------------------------+------------------+
+
+    AggregatedRecord                          tag byte
+      1  partition_key_table      string *    0A  length  UTF-8
+      2  explicit_hash_key_table  string *    12  length  decimal digits
+      3  records                  Record *    1A  length  Record
+
+    Record
+      1  partition_key_index      uint        08  varint   place in the table above
+      2  explicit_hash_key_index  uint ?      10  varint   place in the table above
+      3  data                     bytes       1A  length   the user record
+      4  tags                     Tag *       22  length   not used by anyone; skipped
+
+Lengths and numbers are protobuf varints: seven bits a byte, low bits first, the high bit says "more".
+Millrace writes the tables first and gives its records no explicit hash key: a user record belongs to the
+shard that the MD5 of its partition key points at, which is where its container is sent.
+
+A Kinesis record without the magic is one user record, raw. One that has the magic but whose digest does
+not fit is no aggregate either, says the format; it is passed on raw, and `Decoded.damage` says why.
+
+The format is described in `aggregation-format.md` of awslabs/amazon-kinesis-producer. Standard library only:
+the daemon and the Lambda share this file.
+"""
+
+from hashlib import md5
+from typing import NamedTuple
+
+MAGIC = b"\xf3\x89\x9a\xc2"
+DIGEST_BYTES = 16
+ENVELOPE_BYTES = len(MAGIC) + DIGEST_BYTES
+
+
+class UserRecord(NamedTuple):
+    """One record as its producer meant it. Keys are None for a raw Kinesis record: its own keys count."""
+
+    data: bytes
+    partition_key: str | None = None
+    explicit_hash_key: str | None = None
+
+
+class Decoded(NamedTuple):
+    """What a Kinesis record holds, and what is wrong with it, if anything."""
+
+    records: list[UserRecord]
+    damage: str | None = None
+
+
+def varint(number: int) -> bytes:
+    """Protobuf's encoding of a non-negative integer."""
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+# Nearly every length and index of a post is below this: one look-up instead of a loop.
+_VARINTS = [varint(number) for number in range(1 << 14)]
+
+
+def _varint(number: int) -> bytes:
+    return _VARINTS[number] if number < len(_VARINTS) else varint(number)
+
+
+class Aggregate:
+    """
+    A container that grows in encoded bytes, so that its size is known exactly at every moment.
+
+    `size` is the length of what `seal` would return now.
+    """
+
+    __slots__ = ("_indices", "_records", "_table", "count", "size")
+
+    def __init__(self) -> None:
+        self._indices: dict[bytes, int] = {}
+        self._table: list[bytes] = []
+        self._records: list[bytes] = []
+        self.count = 0
+        self.size = ENVELOPE_BYTES
+
+    def add(self, key: bytes, data: bytes, limit: int | None = None) -> bool:
+        """
+        Append one user record; `key` is its partition key in UTF-8.
+
+        Returns False, and changes nothing, if `size` would pass `limit`. The first record is always taken.
+        """
+        index = self._indices.get(key)
+        entry = b""
+        if index is None:
+            index = len(self._indices)
+            entry = b"\x0a" + _varint(len(key)) + key
+        inner = b"\x08" + _varint(index) + b"\x1a" + _varint(len(data))
+        head = b"\x1a" + _varint(len(inner) + len(data)) + inner
+        size = self.size + len(entry) + len(head) + len(data)
+        if limit is not None and size > limit and self.count:
+            return False
+        if entry:
+            self._indices[key] = index
+            self._table.append(entry)
+        self._records += (head, data)
+        self.size = size
+        self.count += 1
+        return True
+
+    def seal(self) -> bytes:
+        """Return the finished container."""
+        message = b"".join(self._table) + b"".join(self._records)
+        return MAGIC + message + md5(message, usedforsecurity=False).digest()
+
+
+def decode(data: bytes) -> Decoded:
+    """
+    Return the user records of one Kinesis record, in order.
+
+    Never raises for its content: what cannot be read as an aggregate is handed on as one raw record, with
+    `damage` saying what was wrong if it claimed to be one.
+    """
+    if not data.startswith(MAGIC):
+        return Decoded([UserRecord(data)])
+    message = data[len(MAGIC) : -DIGEST_BYTES]
+    if len(data) < ENVELOPE_BYTES or md5(message, usedforsecurity=False).digest() != data[-DIGEST_BYTES:]:
+        return Decoded([UserRecord(data)], "the digest does not fit the content")
+    try:
+        return Decoded(_read_message(message))
+    except (ValueError, IndexError) as error:
+        return Decoded([UserRecord(data)], str(error) or "cut short")
+
+
+def _read_message(message: bytes) -> list[UserRecord]:
+    keys: list[str] = []
+    hash_keys: list[str] = []
+    raw: list[bytes] = []
+    for field, value in _fields(message):
+        if not isinstance(value, bytes):
+            continue
+        if field == 1:
+            keys.append(value.decode())
+        elif field == 2:
+            hash_keys.append(value.decode())
+        elif field == 3:
+            raw.append(value)
+    return [_read_record(record, keys, hash_keys) for record in raw]
+
+
+def _read_record(record: bytes, keys: list[str], hash_keys: list[str]) -> UserRecord:
+    key: str | None = None
+    hash_key: str | None = None
+    data: bytes | None = None
+    for field, value in _fields(record):
+        if field == 1 and isinstance(value, int):
+            key = keys[value]
+        elif field == 2 and isinstance(value, int):
+            hash_key = hash_keys[value]
+        elif field == 3 and isinstance(value, bytes):
+            data = value
+    if key is None or data is None:
+        raise ValueError("a record lacks its partition key or its data")
+    return UserRecord(data, key, hash_key)
+
+
+def _fields(message: bytes) -> list[tuple[int, int | bytes]]:
+    """Split a protobuf message into (field number, value); raise ValueError where it cannot be one."""
+    fields: list[tuple[int, int | bytes]] = []
+    position, end = 0, len(message)
+    while position < end:
+        tag, position = _read_varint(message, position)
+        field, wire_type = tag >> 3, tag & 7
+        if wire_type == 0:
+            number, position = _read_varint(message, position)
+            fields.append((field, number))
+            continue
+        if wire_type == 2:
+            length, position = _read_varint(message, position)
+        elif wire_type == 1:
+            length = 8
+        elif wire_type == 5:
+            length = 4
+        else:
+            raise ValueError(f"wire type {wire_type} is not one of this format")
+        if position + length > end:
+            raise ValueError("a field is longer than the message")
+        fields.append((field, message[position : position + length]))
+        position += length
+    return fields
+
+
+def _read_varint(message: bytes, position: int) -> tuple[int, int]:
+    number = shift = 0
+    while True:
+        byte = message[position]
+        position += 1
+        number |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return number, position
+        shift += 7
+        if shift > 63:
+            raise ValueError("a number is longer than 64 bits")

@@ -1,0 +1,1 @@
+"""All decisions, and nothing else: no clock, no network, no chance, no asyncio."""

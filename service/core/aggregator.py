@@ -1,0 +1,57 @@
+"""
+Batches: the posts of a lane that will become one Kinesis record.
+
+A lane's last batch is open and grows; it is closed only when it is taken, that is, when the lane can send. So a lane
+that waits for an answer does not pile up small records: its next one grows meanwhile, from `TARGET_BYTES`, where a
+free lane sends at once, up to `LARGEST_BYTES`.
+
+A batch of one post is sent raw, without the envelope, but under the lane's keys.
+"""
+
+from processor.wire import Aggregate
+from service.core.limits import PAYLOAD_UNIT_BYTES
+from service.core.records import Post
+
+# Kinesis bills a record in units of 25 KiB, and so does a container: just below two units nothing is wasted.
+TARGET_BYTES = 2 * PAYLOAD_UNIT_BYTES
+# A fifth of what a shard takes in a second: large enough for 1 MiB/s at a round trip of 200 ms, small enough that
+# a shard that is shared with others still finds room for it.
+LARGEST_BYTES = 8 * PAYLOAD_UNIT_BYTES
+
+
+class Batch:
+    """
+    Posts of one lane, oldest first, encoded as they come.
+
+    Attributes:
+        posts: the posts inside.
+        opened_at: when the first one was added, in seconds.
+        perhaps_stored: some were sent before, under an older shard map, and got no answer.
+        astray: how often they were stored outside the range of their shard.
+    """
+
+    __slots__ = ("_aggregate", "_limit", "astray", "opened_at", "perhaps_stored", "posts")
+
+    def __init__(self, now: float, limit: int) -> None:
+        self._aggregate = Aggregate()
+        self._limit = limit
+        self.posts: list[Post] = []
+        self.opened_at = now
+        self.perhaps_stored = False
+        self.astray = 0
+
+    @property
+    def size(self) -> int:
+        """The size of the container in bytes, if it were closed now."""
+        return self._aggregate.size
+
+    def add(self, post: Post) -> bool:
+        """Take one more post; False if there is no room. The first always fits: it was measured at the door."""
+        if not self._aggregate.add(post.key, post.line, self._limit):
+            return False
+        self.posts.append(post)
+        return True
+
+    def encode(self) -> bytes:
+        """Return the data of the Kinesis record."""
+        return self.posts[0].line if len(self.posts) == 1 else self._aggregate.seal()

@@ -1,0 +1,517 @@
+"""
+The one class that the shell drives: posts in, requests out, answers in, outcomes out.
+
+It follows the manner of h11 and aioquic: no clock, no network, no waiting. The caller says what happened and when
+(`now`, in seconds of any clock that only runs forward), and asks what is to be sent and when to ask again:
+
+    offer(posts)  ──>  ┌──────────┐  ──>  requests(now)       send them
+    on_response   ──>  │ Producer │  ──>  next_deadline()     ask again then
+    on_failure    ──>  │          │  ──>  outcomes            of on_response, on_failure and on_shards
+    on_shards     ──>  └──────────┘  ──>  wants_shards        list the shards and tell
+
+What it promises, whatever comes:
+
+* Every post that was taken has exactly one outcome, or is still inside (`statistics().posts`).
+* Posts of one key are first stored in the order in which they were offered.
+* No request breaks a limit of Kinesis, and no shard is asked for more than its pace.
+
+**Resharding.** A record that is stored on an unexpected shard says that the map is old. Its lane stops and the caller
+is asked for the shards; all others go on. With the new map, lanes of shards that are still open stay as they are;
+the posts of the others are dealt out anew. A new lane begins when the old lanes that it overlaps have nothing under
+way. Of a record that was stored astray, only the posts outside that shard's range are sent again, before anything
+newer: consumers of the KPL format drop them there.
+"""
+
+from collections.abc import Iterable, Sequence
+from heapq import heappop, heappush
+from random import Random
+from typing import NamedTuple
+
+from service.core.aggregator import LARGEST_BYTES, TARGET_BYTES, Batch
+from service.core.backoff import Trouble, delay
+from service.core.lane import Event, Lane, State
+from service.core.limits import DEFAULT_RECORD_BYTES, RECORDS_PER_REQUEST, REQUEST_BYTES
+from service.core.pace import Pace
+from service.core.records import (
+    DropReason,
+    FailureKind,
+    KinesisRecord,
+    Outcome,
+    Post,
+    PutRequest,
+    RecordResult,
+    RequestFailure,
+    SealReason,
+    Shard,
+)
+from service.core.shard_map import ShardMap, hash_key, slices, slices_without_shards
+
+# What a post costs beside its line: the objects that hold it, as measured with tracemalloc on CPython 3.11.
+POST_OVERHEAD_BYTES = 400
+# The longest name of a lane that slices() makes; it counts against the record limit.
+LANE_NAME_BYTES = 64
+# Requests under way: where the window starts, and the most that the connections of the shell serve.
+FIRST_WINDOW = 8
+LARGEST_WINDOW = 48
+# Lanes that became due within this part of the linger go together in one request.
+LINGER_STEPS = 5
+# A record that strays again under a fresh map is on a stream that does not follow keys; then it counts as delivered.
+STRAYS_AT_MOST = 2
+
+_THROTTLES = frozenset({"ProvisionedThroughputExceededException", "KMSThrottlingException"})
+_NEVER = float("inf")
+
+
+class Statistics(NamedTuple):
+    """The state of the whole, for metrics and the operator."""
+
+    posts: int
+    bytes: int
+    lanes: int
+    lanes_in_flight: int
+    lanes_backing_off: int
+    requests_in_flight: int
+    window: int
+
+
+class Producer:
+    """
+    See the module's text.
+
+    Args:
+        aggregate: pack posts into containers (KPL format); otherwise each post is a record.
+        lanes_per_shard: 1 or more; as many as the Lambda mapping's ParallelizationFactor.
+        linger: how long a batch waits for company, in seconds.
+        memory_limit: bytes of posts that may be inside.
+        rng: for the jitter of the delays.
+
+    Attributes:
+        wants_shards: the caller is to list the shards and call `on_shards`.
+        order_violations: records that Kinesis filed before an older one of their lane; never seen, always watched.
+    """
+
+    def __init__(
+        self,
+        *,
+        aggregate: bool = True,
+        lanes_per_shard: int = 1,
+        linger: float = 0.1,
+        memory_limit: int = 128 << 20,
+        rng: Random,
+    ) -> None:
+        self._wants_aggregates = aggregate
+        self._aggregate = aggregate
+        self._lanes_per_shard = lanes_per_shard
+        self._linger = linger
+        self._memory_limit = memory_limit
+        self.rng = rng
+        self._record_limit = DEFAULT_RECORD_BYTES
+        self._ignores_keys = False
+        self._shards: tuple[Shard, ...] = ()
+        self._map: ShardMap | None = None
+        self._lanes: list[Lane] = []
+        self._retired: set[Lane] = set()
+        self._paces: dict[str, Pace] = {}
+        # (due, tie-breaker, lane); an entry counts only while it says what lane.due_at says.
+        self._agenda: list[tuple[float, int, Lane]] = []
+        self._agenda_count = 0
+        self._requests = 0
+        self._in_flight: dict[int, list[Lane]] = {}
+        self._window = float(FIRST_WINDOW)
+        self._window_full = False
+        self._posts = 0
+        self._bytes = 0
+        self._closing = False
+        self.order_violations = 0
+        self._throttled: list[str] = []
+        self.wants_shards = True
+
+    # What the caller may ask
+
+    @property
+    def has_room(self) -> bool:
+        """Whether `offer` may be called: the memory limit is not reached."""
+        return self._bytes < self._memory_limit
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether no post is inside."""
+        return self._posts == 0
+
+    def statistics(self) -> Statistics:
+        """Count what is inside."""
+        lanes = [*self._lanes, *self._retired]
+        return Statistics(
+            posts=self._posts,
+            bytes=self._bytes,
+            lanes=len(self._lanes),
+            lanes_in_flight=sum(lane.state is State.IN_FLIGHT for lane in lanes),
+            lanes_backing_off=sum(lane.state is State.BACKING_OFF for lane in lanes),
+            requests_in_flight=len(self._in_flight),
+            window=int(self._window),
+            )
+
+    def take_throttled(self) -> list[str]:
+        """Name the shards of the records that were throttled since the last call, one entry a record."""
+        taken, self._throttled = self._throttled, []
+        return taken
+
+    def next_deadline(self) -> float:
+        """When to call `requests` again; infinity if something else must happen first."""
+        if len(self._in_flight) >= int(self._window):
+            return _NEVER
+        agenda = self._agenda
+        while agenda and agenda[0][0] != agenda[0][2].due_at:
+            heappop(agenda)
+        return agenda[0][0] if agenda else _NEVER
+
+    # What the caller tells
+
+    def offer(self, posts: Iterable[Post], now: float) -> list[Outcome]:
+        """
+        Take posts, in order. Returns outcomes only for those that can never be sent: too large for the stream.
+
+        Needs the shards: call `on_shards` first.
+        """
+        if self._map is None:
+            raise RuntimeError("offer() before the first on_shards()")
+        too_large = []
+        lanes, index, closing = self._lanes, self._map.index, self._closing
+        room = self._record_limit - LANE_NAME_BYTES
+        limit = self._container_limit()
+        count = size = 0
+        for post in posts:
+            length = len(post.line)
+            if length > room:
+                too_large.append(Outcome([post], DropReason.POST_TOO_LARGE, 0))
+                continue
+            lane = lanes[index(post.key)]
+            lane.append(post, now, limit)
+            count += 1
+            size += length
+            if lane.due_at > now and lane.state is State.IDLE:
+                self._plan(lane, now, closing=closing)
+        self._posts += count
+        self._bytes += size + count * POST_OVERHEAD_BYTES
+        return too_large
+
+    def on_shards(
+        self,
+        shards: Sequence[Shard],
+        now: float,
+        *,
+        record_limit: int = DEFAULT_RECORD_BYTES,
+        ignores_keys: bool = False,
+    ) -> list[Outcome]:
+        """
+        Follow the open shards of the stream.
+
+        Args:
+            shards: all open shards.
+            now: the time.
+            record_limit: the largest record that the stream takes, in bytes.
+            ignores_keys: the stream spreads records by itself: posts go one by one, and order is its own.
+
+        Returns: outcomes of records that waited for the map.
+        """
+        self.wants_shards = False
+        self._record_limit = record_limit
+        changed = ignores_keys != self._ignores_keys or set(shards) != set(self._shards)
+        if changed or self._map is None:
+            self._ignores_keys = ignores_keys
+            self._shards = tuple(shards)
+            self._redraw(now)
+        outcomes = []
+        for lane in [*self._lanes, *self._retired]:
+            if lane.state is State.ASTRAY:
+                outcomes += self._settle(lane, now)
+        return outcomes
+
+    def on_response(self, request: PutRequest, results: Sequence[RecordResult], now: float) -> list[Outcome]:
+        """
+        Take Kinesis' answer: one result for each record of the request, in the same order.
+
+        Returns: the outcomes of this moment.
+        """
+        self._note_success()
+        outcomes: list[Outcome] = []
+        for lane, record, result in zip(self._in_flight.pop(request.number), request.records, results, strict=True):
+            if result.sequence_number is not None:
+                outcomes += self._stored(lane, record, result.shard_id or "", result.sequence_number, now)
+                continue
+            code = result.error_code or "no answer"
+            if code in _THROTTLES:
+                if lane not in self._retired:
+                    self._pace(lane).throttled(now)
+                self._throttled.append(lane.slice.shard_id)
+                self._retry(lane, Trouble.THROTTLED, now)
+            else:
+                record.perhaps_stored = True
+                self._retry(lane, Trouble.UNAVAILABLE, now)
+        return outcomes
+
+    def on_failure(self, request: PutRequest, failure: RequestFailure, now: float) -> list[Outcome]:
+        """Take the news that a whole request failed. Returns: the outcomes of this moment."""
+        if failure.kind is not FailureKind.REFUSED:
+            self._window = max(1.0, self._window / 2)
+        outcomes = []
+        for lane, record in zip(self._in_flight.pop(request.number), request.records, strict=True):
+            match failure.kind:
+                case FailureKind.NOT_STORED:
+                    self._retry(lane, Trouble.UNAVAILABLE, now)
+                case FailureKind.UNKNOWN:
+                    record.perhaps_stored = True
+                    self._retry(lane, Trouble.UNAVAILABLE, now)
+                case FailureKind.DENIED:
+                    self._retry(lane, Trouble.DENIED, now)
+                case FailureKind.REFUSED if len(request.records) > 1:
+                    record.alone = True
+                    self._retry(lane, Trouble.THROTTLED, now)
+                case FailureKind.REFUSED:
+                    lane.move(Event.FINAL)
+                    message = f"{failure.code}: {failure.message}"
+                    outcomes.append(self._end(record.posts, record, DropReason.REFUSED, message))
+                    self._after_head(lane, now)
+        return outcomes
+
+    def close(self) -> None:
+        """No more posts will come: send what is inside without lingering."""
+        self._closing = True
+        for lane in self._lanes:
+            if lane.batches and lane.state is State.IDLE:
+                self._look_at(lane, -_NEVER)
+
+    def abandon(self) -> list[Outcome]:
+        """Give up all that is inside, and say what that was. Answers that still come must not be told."""
+        left: list[Post] = []
+        for lane in [*self._retired, *self._lanes]:
+            left += lane.head.posts if lane.head else ()
+            for batch in lane.batches:
+                left += batch.posts
+        self._posts = self._bytes = 0
+        return [Outcome(left, DropReason.SHUTDOWN)] if left else []
+
+    # What is to be sent
+
+    def requests(self, now: float) -> list[PutRequest]:
+        """Return the requests to send now: the heads of all lanes that may send, within every limit."""
+        requests: list[PutRequest] = []
+        records: list[KinesisRecord] = []
+        lanes: list[Lane] = []
+        size = 0
+        while len(self._in_flight) < int(self._window):
+            lane = self._next_due(now)
+            record = self._head(lane, now) if lane else None
+            if lane is None or record is None:
+                if lane is None:
+                    break
+                continue
+            full = len(records) == RECORDS_PER_REQUEST or size + record.size > REQUEST_BYTES
+            if records and (full or record.alone or records[0].alone):
+                requests.append(self._request(records, lanes))
+                records, lanes, size = [], [], 0
+                if len(self._in_flight) >= int(self._window):
+                    self._look_at(lane, now)
+                    break
+            record.attempts += 1
+            lane.move(Event.SENT)
+            self._pace(lane).take(record.size, now)
+            records.append(record)
+            lanes.append(lane)
+            size += record.size
+        if records:
+            requests.append(self._request(records, lanes))
+        self._window_full = len(self._in_flight) >= int(self._window)
+        return requests
+
+    def _next_due(self, now: float) -> Lane | None:
+        agenda = self._agenda
+        while agenda and agenda[0][0] <= now:
+            due, _, lane = heappop(agenda)
+            if due == lane.due_at:
+                lane.due_at = _NEVER
+                return lane
+        return None
+
+    def _head(self, lane: Lane, now: float) -> KinesisRecord | None:
+        """Give the record that the lane may send now; None, and a later look, if it may not."""
+        if lane.blockers:
+            return None
+        ready_at = self._pace(lane).ready_at(now)
+        if ready_at > now:
+            self._look_at(lane, ready_at)
+            return None
+        if lane.head is not None:
+            return lane.head
+        batch = lane.batches.popleft()
+        single = not self._aggregate
+        if single:
+            reason = SealReason.SINGLE
+        elif lane.batches or batch.size >= TARGET_BYTES:
+            reason = SealReason.SIZE
+        else:
+            reason = SealReason.DRAIN if self._closing else SealReason.LINGER
+        lane.head = KinesisRecord(
+            partition_key=batch.posts[0].key.decode() if single else lane.slice.name,
+            explicit_hash_key="" if single else str(lane.slice.first),
+            data=batch.encode(),
+            posts=batch.posts,
+            sealed=reason,
+            perhaps_stored=batch.perhaps_stored,
+            astray=batch.astray,
+        )
+        return lane.head
+
+    def _request(self, records: list[KinesisRecord], lanes: list[Lane]) -> PutRequest:
+        self._requests += 1
+        self._in_flight[self._requests] = lanes
+        return PutRequest(self._requests, records)
+
+    # When a lane is to be looked at
+
+    def _look_at(self, lane: Lane, when: float) -> None:
+        lane.due_at = when
+        self._agenda_count += 1
+        heappush(self._agenda, (when, self._agenda_count, lane))
+
+    def _plan(self, lane: Lane, now: float, *, closing: bool) -> None:
+        """Set when an idle lane with posts sends: at once if there is a reason, else when the linger is over."""
+        if lane.blockers or not lane.batches:
+            return
+        first = lane.batches[0]
+        if closing or not self._aggregate or len(lane.batches) > 1 or first.size >= TARGET_BYTES or not self._linger:
+            when = now
+        else:
+            # Rounded down to a step, so that lanes of many shards share a request instead of sending one each.
+            step = self._linger / LINGER_STEPS
+            when = max(now, (first.opened_at + self._linger) // step * step)
+        if when < lane.due_at:
+            self._look_at(lane, when)
+
+    def _pace(self, lane: Lane) -> Pace:
+        return self._paces[lane.slice.shard_id or lane.slice.name]
+
+    # What an answer means
+
+    def _stored(
+        self, lane: Lane, record: KinesisRecord, shard_id: str, sequence_number: str, now: float
+    ) -> list[Outcome]:
+        expected = self._ignores_keys or shard_id == lane.slice.shard_id
+        if not expected and record.astray < STRAYS_AT_MOST:
+            lane.move(Event.ASTRAY)
+            lane.shard_id = shard_id
+            if any(shard.shard_id == shard_id for shard in self._shards):
+                return self._settle(lane, now)
+            self.wants_shards = True
+            return []
+        if expected and not self._ignores_keys and not lane.in_sequence(sequence_number):
+            self.order_violations += 1
+        lane.move(Event.ACCEPTED)
+        outcome = self._end(record.posts, record)
+        self._after_head(lane, now)
+        return [outcome]
+
+    def _settle(self, lane: Lane, now: float) -> list[Outcome]:
+        """Decide about a record that was stored astray: its posts inside that shard's range are delivered."""
+        record = lane.head
+        assert record is not None
+        at = next((shard for shard in self._shards if shard.shard_id == lane.shard_id), None)
+        inside: list[Post] = []
+        outside: list[Post] = []
+        for post in record.posts:
+            fits = at is not None and at.first <= hash_key(post.key) <= at.last
+            (inside if fits else outside).append(post)
+        lane.move(Event.SETTLED)
+        self._put_in_front(outside, now, perhaps_stored=True, astray=record.astray + 1)
+        self._after_head(lane, now)
+        return [self._end(inside, record)] if inside else []
+
+    def _retry(self, lane: Lane, trouble: Trouble, now: float) -> None:
+        lane.move(Event.RETRY)
+        lane.failures += 1
+        if lane in self._retired:
+            self._release(lane, now)
+            return
+        lane.ready_at = now + delay(trouble, lane.failures, self.rng)
+        self._look_at(lane, lane.ready_at)
+
+    def _after_head(self, lane: Lane, now: float) -> None:
+        if lane in self._retired:
+            self._release(lane, now)
+        else:
+            self._plan(lane, now, closing=self._closing)
+
+    def _end(
+        self, posts: Sequence[Post], record: KinesisRecord, reason: DropReason | None = None, message: str = ""
+    ) -> Outcome:
+        self._posts -= len(posts)
+        self._bytes -= sum(len(post.line) for post in posts) + len(posts) * POST_OVERHEAD_BYTES
+        return Outcome(posts, reason, record.attempts, record.perhaps_stored, message)
+
+    def _note_success(self) -> None:
+        if self._window_full:
+            self._window = min(LARGEST_WINDOW, self._window + 1 / int(self._window))
+
+    # Resharding
+
+    def _redraw(self, now: float) -> None:
+        """Build the lanes of the new map, keep those that are the same, deal out the posts of the others."""
+        self._aggregate = self._wants_aggregates and not self._ignores_keys
+        if self._ignores_keys:
+            pieces = slices_without_shards()
+        else:
+            # Without aggregation a lane carries one post at a time: then as many lanes as fill a request.
+            enough = -(-RECORDS_PER_REQUEST // len(self._shards)) if self._shards and not self._aggregate else 1
+            pieces = slices(self._shards, max(self._lanes_per_shard, enough))
+        old = {lane.slice: lane for lane in self._lanes}
+        self._map = ShardMap(pieces)
+        self._lanes = [old.pop(piece) if piece in old else Lane(piece) for piece in pieces]
+        names = dict.fromkeys(piece.shard_id or piece.name for piece in pieces)
+        self._paces = {name: self._paces.get(name) or Pace(now) for name in names}
+        self._retired.update(old.values())
+        for lane in self._lanes:
+            lane.blockers = {retired for retired in self._retired if retired.slice.overlaps(lane.slice)}
+        limit = self._container_limit()
+        for lane in old.values():
+            lane.due_at = _NEVER
+            for post in (post for batch in lane.batches for post in batch.posts):
+                self._lanes[self._map.index(post.key)].append(post, now, limit)
+            lane.batches.clear()
+        for lane in old.values():
+            if lane.state in {State.IDLE, State.BACKING_OFF}:
+                self._release(lane, now)
+
+    def _release(self, lane: Lane, now: float) -> None:
+        """Let go of a lane of an older map that has nothing under way; a head without an answer goes first."""
+        self._retired.discard(lane)
+        if lane.head is not None:
+            self._put_in_front(lane.head.posts, now, perhaps_stored=lane.head.perhaps_stored)
+            lane.head = None
+        for new in self._lanes:
+            if lane in new.blockers:
+                new.blockers.discard(lane)
+                if new.state is State.IDLE:
+                    self._plan(new, now, closing=self._closing)
+
+    def _container_limit(self) -> int:
+        return min(LARGEST_BYTES, self._record_limit - LANE_NAME_BYTES) if self._aggregate else 0
+
+    def _put_in_front(self, posts: Sequence[Post], now: float, *, perhaps_stored: bool, astray: int = 0) -> None:
+        """Queue posts before everything that waits in their lanes, in order."""
+        assert self._map is not None
+        limit = self._container_limit()
+        by_lane: dict[int, list[Batch]] = {}
+        for post in posts:
+            batches = by_lane.setdefault(self._map.index(post.key), [])
+            if not batches or not batches[-1].add(post):
+                # They have lingered once already.
+                batch = Batch(now - self._linger, limit)
+                batch.perhaps_stored = perhaps_stored
+                batch.astray = astray
+                batch.add(post)
+                batches.append(batch)
+        for index, batches in by_lane.items():
+            lane = self._lanes[index]
+            lane.batches.extendleft(reversed(batches))
+            if lane.state is State.IDLE:
+                self._plan(lane, now, closing=self._closing)

@@ -1,0 +1,178 @@
+"""
+The values that travel: a post becomes part of a Kinesis record, records become a request, each ends in an outcome.
+
+All of them are plain data. What may change while a record waits (its attempts) is kept by its lane.
+"""
+
+from collections.abc import Sequence
+from enum import Enum
+from typing import NamedTuple
+
+import msgspec
+
+
+class Post(msgspec.Struct, gc=False):
+    """
+    One post as it came.
+
+    Attributes:
+        line: the line of the stream without its CR LF; it is the payload, byte for byte.
+        id: what the source calls it; for X a snowflake, so it also says when the post was written.
+        key: the partition key, in UTF-8; posts with the same key keep their order.
+        received_at: the caller's clock when the line arrived, in seconds.
+        position: its place in the journal, rising; -1 if it is not there.
+    """
+
+    line: bytes
+    id: str
+    key: bytes
+    received_at: float
+    position: int = -1
+
+
+class DropReason(Enum):
+    """Why a post was not delivered. Each is a label of `millrace_posts_dropped_total`."""
+
+    NOT_JSON = "not_json"
+    NO_ID = "no_id"
+    X_ERROR = "x_error"  # a line of X that holds only errors: a message, not a post
+    LINE_TOO_LONG = "line_too_long"
+    LINE_CUT = "line_cut"  # the connection ended in the middle of it
+    KEY_TOO_LONG = "key_too_long"
+    POST_TOO_LARGE = "post_too_large"
+    MEMORY_FULL = "memory_full"  # and there is no journal
+    JOURNAL_FULL = "journal_full"  # JOURNAL_LIMIT
+    DISK_FAILED = "disk_failed"  # full, or not writable
+    SHUTDOWN = "shutdown"  # the drain limit passed and nothing on disk keeps it
+    REFUSED = "refused"  # Kinesis will never take it
+
+
+class Rejected(NamedTuple):
+    """A line, or a post, that goes no further, with the reason."""
+
+    line: bytes
+    reason: DropReason
+
+
+class SealReason(Enum):
+    """Why an aggregate was closed. Each is a label of `millrace_flushes_total`."""
+
+    SIZE = "size"
+    LINGER = "linger"
+    DRAIN = "drain"
+    SINGLE = "single"  # aggregation is off: every post is a record
+
+
+class KinesisRecord(msgspec.Struct, eq=False):
+    """
+    What PutRecords takes, and the posts inside it.
+
+    Attributes:
+        partition_key: for Kinesis; for an aggregate the lane's name.
+        explicit_hash_key: where in the stream it belongs, as a decimal number; empty if the partition key decides.
+        data: the bytes to store. An ambiguous failure sends the same bytes again.
+        posts: the posts inside, oldest first.
+        sealed: why it was closed.
+        attempts: how often it was sent.
+        perhaps_stored: an attempt ended without an answer, so Kinesis may hold it already.
+        alone: it shared a request that Kinesis refused for good, and goes alone to find the culprit.
+        astray: how often it was stored outside the range of its shard.
+    """
+
+    partition_key: str
+    explicit_hash_key: str
+    data: bytes
+    posts: Sequence[Post]
+    sealed: SealReason
+    attempts: int = 0
+    perhaps_stored: bool = False
+    alone: bool = False
+    astray: int = 0
+
+    @property
+    def size(self) -> int:
+        """Its share of Kinesis' limits, in bytes: data plus partition key."""
+        return len(self.data) + len(self.partition_key.encode())
+
+
+class PutRequest(msgspec.Struct, eq=False):
+    """One PutRecords call: at most one record of each lane."""
+
+    number: int
+    records: list[KinesisRecord]
+
+
+class RecordResult(NamedTuple):
+    """Kinesis' answer for one record: a shard and a sequence number, or an error code."""
+
+    shard_id: str | None = None
+    sequence_number: str | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+
+
+class FailureKind(Enum):
+    """What a request that got no per-record answer means for its records."""
+
+    NOT_STORED = "not_stored"  # surely not stored, worth sending again: throttled as a whole, nothing listened
+    UNKNOWN = "unknown"  # perhaps stored: time-out, connection lost, 5xx
+    DENIED = "denied"  # credentials, permissions, stream or key missing: an operator can heal it, so it waits
+    REFUSED = "refused"  # the request is not valid and never will be
+
+
+class RequestFailure(NamedTuple):
+    """A whole request that failed. `message` is one line for an operator and holds no secret."""
+
+    kind: FailureKind
+    code: str
+    message: str
+
+
+class Outcome(NamedTuple):
+    """
+    The end of some posts.
+
+    Attributes:
+        posts: the posts that have ended, oldest first.
+        reason: why they were dropped; None for delivered.
+        attempts: how often their record was sent.
+        repeated: the answer to an earlier attempt was lost, so that Kinesis may hold them twice.
+        message: what Kinesis said, for a drop.
+    """
+
+    posts: Sequence[Post]
+    reason: DropReason | None = None
+    attempts: int = 1
+    repeated: bool = False
+    message: str = ""
+
+
+class Shard(NamedTuple):
+    """An open shard and the hash keys that it takes, both ends included."""
+
+    shard_id: str
+    first: int
+    last: int
+
+
+class StreamFacts(NamedTuple):
+    """
+    What DescribeStreamSummary says.
+
+    Attributes:
+        name: of the stream.
+        arn: of the stream.
+        status: ACTIVE or UPDATING when records may be put.
+        mode: PROVISIONED or ON_DEMAND.
+        open_shards: how many shards take records.
+        record_bytes: the largest record (data plus key) that this stream takes.
+        ignores_keys: the stream spreads records by itself (record distribution AUTO), so that order is its own.
+    """
+
+    name: str
+    arn: str
+    status: str
+    mode: str
+    open_shards: int
+    record_bytes: int
+    ignores_keys: bool
