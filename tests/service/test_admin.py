@@ -1,0 +1,202 @@
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+
+import pytest
+from aiohttp import ClientConnectionError, ClientSession
+
+from service.admin import Admin, AdminError, Health
+from service.metrics import Metrics, new_registry
+
+LOOPBACK = "127.0.0.1"
+
+
+class Clock:
+    """A time of day that stands still until it is set."""
+
+    def __init__(self) -> None:
+        self.now = 1_700_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Rig:
+    """A server and its client, with what the server shows."""
+
+    def __init__(self, client: ClientSession) -> None:
+        self.client = client
+        self.clock = Clock()
+        self.health = Health(["stream", "kinesis"], self.clock)
+        self.figures: dict[str, object] = {"lanes": 4}
+        registry = new_registry()
+        self.metrics = Metrics(registry)
+        self.admin = Admin(LOOPBACK, 0, registry, self.health, lambda: self.figures)
+
+    async def ask(
+        self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None
+    ) -> tuple[int, str, str]:
+        """Send a request; give status, type and body of the answer."""
+        url = f"http://{LOOPBACK}:{self.admin.port}{path}"
+        async with asyncio.timeout(5), self.client.request(method, url, headers=headers) as answer:
+            return answer.status, answer.headers.get("Content-Type", ""), await answer.text()
+
+    async def ask_json(self, path: str) -> tuple[int, object]:
+        """Send a request; give status and body of the answer, which must be JSON."""
+        url = f"http://{LOOPBACK}:{self.admin.port}{path}"
+        async with asyncio.timeout(5), self.client.get(url) as answer:
+            assert answer.headers["Cache-Control"] == "no-store"
+            return answer.status, await answer.json()
+
+
+@pytest.fixture
+async def rig() -> AsyncIterator[Rig]:
+    """Give a server that listens."""
+    async with ClientSession() as client:
+        rig = Rig(client)
+        async with rig.admin:
+            yield rig
+
+
+class TestMetrics:
+    async def test_text(self, rig: Rig) -> None:
+        """Prometheus gets the figures of this moment as text."""
+        rig.metrics.received(3, 300)
+        status, kind, text = await rig.ask("/metrics")
+        assert status == 200
+        assert kind.startswith("text/plain; version=")
+        assert "\nmillrace_posts_received_total 3.0\n" in text
+
+    async def test_open_metrics(self, rig: Rig) -> None:
+        """Who asks for OpenMetrics gets that."""
+        _, kind, text = await rig.ask("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
+        assert kind.startswith("application/openmetrics-text")
+        assert text.endswith("# EOF\n")
+
+    async def test_some(self, rig: Rig) -> None:
+        """Single series can be asked for, those that are worked out at the scrape too."""
+        _, _, text = await rig.ask("/metrics?name[]=millrace_posts_buffered")
+        assert [line for line in text.splitlines() if not line.startswith("#")] == ["millrace_posts_buffered 0.0"]
+
+
+class TestHealth:
+    async def test_alive(self, rig: Rig) -> None:
+        """The process is alive, whatever its surroundings do."""
+        rig.health.set("kinesis", ok=False, reason="no such stream")
+        assert (await rig.ask("/healthz"))[::2] == (200, "ok\n")
+
+    async def test_starting(self, rig: Rig) -> None:
+        """Nothing is ready until it says so."""
+        assert await rig.ask_json("/readyz") == (
+            503,
+            {
+                "ready": False,
+                "checks": {
+                    "stream": {"ok": False, "reason": "starting", "since": "2023-11-14T22:13:20+00:00"},
+                    "kinesis": {"ok": False, "reason": "starting", "since": "2023-11-14T22:13:20+00:00"},
+                },
+            },
+        )
+
+    async def test_ready(self, rig: Rig) -> None:
+        """Ready needs every condition, and is lost with one of them, which then tells why and since when."""
+        rig.health.set("stream", ok=True)
+        assert (await rig.ask_json("/readyz"))[0] == 503
+        rig.clock.now += 1
+        rig.health.set("kinesis", ok=True)
+        assert await rig.ask_json("/readyz") == (
+            200,
+            {
+                "ready": True,
+                "checks": {
+                    "stream": {"ok": True, "reason": "", "since": "2023-11-14T22:13:20+00:00"},
+                    "kinesis": {"ok": True, "reason": "", "since": "2023-11-14T22:13:21+00:00"},
+                },
+            },
+        )
+        rig.clock.now += 60
+        rig.health.set("stream", ok=False, reason="unauthorized: MILLRACE_BEARER_TOKEN was refused")
+        status, report = await rig.ask_json("/readyz")
+        assert status == 503
+        assert isinstance(report, dict)
+        assert report["checks"]["stream"] == {
+            "ok": False,
+            "reason": "unauthorized: MILLRACE_BEARER_TOKEN was refused",
+            "since": "2023-11-14T22:14:21+00:00",
+        }
+
+    def test_new_reason(self) -> None:
+        """A new reason for the same state leaves the time since when it lasts."""
+        clock = Clock()
+        health = Health(["stream"], clock)
+        before = health.report()
+        clock.now += 5
+        health.set("stream", ok=False, reason="unauthorized")
+        checks = health.report()["checks"]
+        assert isinstance(before["checks"], dict)
+        assert isinstance(checks, dict)
+        assert checks["stream"]["since"] == before["checks"]["stream"]["since"]
+        assert checks["stream"]["reason"] == "unauthorized"
+
+    def test_unknown_condition(self) -> None:
+        """A condition that nobody declared is a bug and not a new condition."""
+        with pytest.raises(KeyError, match="strem"):
+            Health(["stream"]).set("strem", ok=True)
+
+
+class TestPages:
+    async def test_status(self, rig: Rig) -> None:
+        """The figures are asked for at each request."""
+        assert await rig.ask_json("/status") == (200, {"lanes": 4})
+        rig.figures["lanes"] = 8
+        assert await rig.ask_json("/status") == (200, {"lanes": 8})
+
+    async def test_index(self, rig: Rig) -> None:
+        """The root lists all addresses, and each of them answers."""
+        status, kind, text = await rig.ask("/")
+        assert (status, kind) == (200, "text/plain; charset=utf-8")
+        title, _, *lines = text.splitlines()
+        assert title.startswith("Millrace ")
+        paths = [line.split()[0] for line in lines]
+        assert paths == ["/metrics", "/healthz", "/readyz", "/status", "/"]
+        assert [(await rig.ask(path))[0] for path in paths] == [200, 200, 503, 200, 200]
+
+    async def test_unknown(self, rig: Rig) -> None:
+        """An address that is none is not found."""
+        assert (await rig.ask("/health"))[0] == 404
+
+    async def test_method(self, rig: Rig) -> None:
+        """Nothing can be changed from here; a check without a body may be asked for."""
+        assert (await rig.ask("/healthz", "POST"))[0] == 405
+        assert (await rig.ask("/healthz", "HEAD"))[0] == 200
+
+
+class TestListening:
+    def make(self, host: str, port: int) -> Admin:
+        return Admin(host, port, new_registry(), Health([]), dict)
+
+    async def test_port_in_use(self) -> None:
+        """A port that is taken is one line with the setting and the way out."""
+        async with self.make(LOOPBACK, 0) as first:
+            with pytest.raises(AdminError) as caught:
+                async with self.make(LOOPBACK, first.port):
+                    pass
+            assert str(caught.value) == (
+                f"MILLRACE_HTTP_PORT: {first.port} is in use;"
+                " stop what uses it, or choose another (0 takes any free one)"
+            )
+
+    async def test_foreign_address(self) -> None:
+        """An address of another machine is one line with the setting and the way out."""
+        with pytest.raises(AdminError, match=r"^MILLRACE_HTTP_HOST: 192\.0\.2\.1 cannot be used \(.+\); write an "):
+            async with self.make("192.0.2.1", 0):
+                pass
+
+    async def test_end(self) -> None:
+        """After its end nobody listens, and an open connection does not hold it up."""
+        async with ClientSession() as client, asyncio.timeout(5):
+            async with self.make(LOOPBACK, 0) as admin:
+                url = f"http://{LOOPBACK}:{admin.port}/healthz"
+                async with client.get(url) as answer:
+                    assert answer.status == 200
+            with pytest.raises(ClientConnectionError):
+                await client.get(url)

@@ -1,0 +1,383 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from service.config import ConfigError, Rule, Secret, Settings, describe, load, markdown
+
+PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
+NEEDED = {"MILLRACE_STREAM": "posts", "MILLRACE_BEARER_TOKEN": "token-of-mine"}
+
+
+def faults(environ: dict[str, str]) -> tuple[str, ...]:
+    """Load an environment that cannot be used, and give its faults."""
+    with pytest.raises(ConfigError) as caught:
+        load(environ)
+    assert str(caught.value) == "\n".join(caught.value.faults)
+    return caught.value.faults
+
+
+def fault(name: str, value: str) -> str:
+    """Add one variable to an environment that can be used, and give the only fault."""
+    (line,) = faults(NEEDED | {name: value})
+    assert "\n" not in line
+    return line
+
+
+def test_defaults() -> None:
+    """A stream and a token are enough; everything else has its default."""
+    settings = load(NEEDED)
+    assert settings == Settings(stream="posts", bearer_token=Secret("token-of-mine"))
+    assert settings.x_url == "https://api.x.com"
+    assert settings.memory_limit == 128 * 1024 * 1024
+    assert settings.journal == Path("journal")
+
+
+def test_every_setting() -> None:
+    """Each setting is read from the variable of its name."""
+    settings = load(
+        {
+            "MILLRACE_API_KEY": "key",
+            "MILLRACE_API_KEY_SECRET": "secret",
+            "MILLRACE_X_URL": "http://127.0.0.1:8081/",
+            "MILLRACE_SOURCE": "filtered",
+            "MILLRACE_RULES": "#cats lang:en\n\n  dogs  ",
+            "MILLRACE_STREAM": "arn:aws:kinesis:eu-west-1:123456789012:stream/posts",
+            "MILLRACE_PARTITION_KEY": "conversation_id",
+            "MILLRACE_AGGREGATION": "none",
+            "MILLRACE_LANES_PER_SHARD": "10",
+            "MILLRACE_LINGER_SECONDS": "0.25",
+            "MILLRACE_MEMORY_LIMIT": "1MiB",
+            "MILLRACE_JOURNAL": "off",
+            "MILLRACE_JOURNAL_LIMIT": "2 GiB",
+            "MILLRACE_HTTP_HOST": "::",
+            "MILLRACE_HTTP_PORT": "0",
+            "MILLRACE_SHUTDOWN_SECONDS": "25",
+            "MILLRACE_LOG_LEVEL": "DEBUG",
+            "MILLRACE_LOG_FORMAT": "json",
+        }
+    )
+    assert settings == Settings(
+        api_key=Secret("key"),
+        api_key_secret=Secret("secret"),
+        x_url="http://127.0.0.1:8081",
+        source="filtered",
+        rules=(Rule("#cats lang:en"), Rule("dogs")),
+        stream="arn:aws:kinesis:eu-west-1:123456789012:stream/posts",
+        partition_key="conversation_id",
+        aggregation="none",
+        lanes_per_shard=10,
+        linger_seconds=0.25,
+        memory_limit=1024 * 1024,
+        journal=None,
+        journal_limit=2 * 1024 * 1024 * 1024,
+        http_host="::",
+        http_port=0,
+        shutdown_seconds=25,
+        log_level="debug",
+        log_format="json",
+    )
+
+
+def test_other_variables() -> None:
+    """Variables without the prefix do not matter."""
+    assert load(NEEDED | {"PATH": "/bin", "AWS_DEFAULT_REGION": "eu-west-1"}) == load(NEEDED)
+
+
+def test_empty_is_not_set() -> None:
+    """An empty or blank variable counts as not set, its file form included."""
+    assert load(NEEDED | {"MILLRACE_HTTP_PORT": "", "MILLRACE_API_KEY": " ", "MILLRACE_RULES_FILE": ""}) == load(NEEDED)
+
+
+def test_frozen() -> None:
+    """Settings cannot be changed after the start."""
+    settings = load(NEEDED)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.stream = "other"  # type: ignore[misc]
+
+
+def test_all_faults_at_once() -> None:
+    """Every fault is reported in one go, one line each, with the setting's name first."""
+    lines = faults(
+        {
+            "MILLRACE_STREEM": "posts",
+            "MILLRACE_SOURCE": "firehose",
+            "MILLRACE_LANES_PER_SHARD": "11",
+            "MILLRACE_MEMORY_LIMIT": "128MB",
+            "MILLRACE_RULES": "cats",
+            "MILLRACE_RULES_FILE": "rules.yaml",
+        }
+    )
+    assert [line.split(":")[0] for line in lines] == [
+        "MILLRACE_STREEM",
+        "MILLRACE_SOURCE",
+        "MILLRACE_RULES",
+        "MILLRACE_LANES_PER_SHARD",
+        "MILLRACE_MEMORY_LIMIT",
+        "MILLRACE_STREAM",
+        "MILLRACE_BEARER_TOKEN",
+    ]
+
+
+class TestMissing:
+    def test_stream(self) -> None:
+        """Without a stream there is nothing to do."""
+        assert faults({"MILLRACE_BEARER_TOKEN": "t"}) == (
+            "MILLRACE_STREAM: not set; write the name or the ARN of the Kinesis stream",
+        )
+
+    @pytest.mark.parametrize("source", ["filtered", "sample"])
+    def test_token(self, source: str) -> None:
+        """X's streams need a token or what it is exchanged for."""
+        (line,) = faults({"MILLRACE_STREAM": "posts", "MILLRACE_SOURCE": source})
+        assert line.startswith("MILLRACE_BEARER_TOKEN: not set; ")
+        assert "MILLRACE_API_KEY and MILLRACE_API_KEY_SECRET" in line
+
+    def test_standard_input_needs_no_token(self) -> None:
+        """Standard input is read without any credentials and rules."""
+        assert load({"MILLRACE_STREAM": "posts", "MILLRACE_SOURCE": "stdin"}).bearer_token is None
+
+    @pytest.mark.parametrize(("given", "missing"), [("API_KEY", "API_KEY_SECRET"), ("API_KEY_SECRET", "API_KEY")])
+    def test_half_a_pair(self, given: str, missing: str) -> None:
+        """A key without its secret, or the other way round, is a fault of the one that is missing."""
+        (line,) = faults({"MILLRACE_STREAM": "posts", f"MILLRACE_{given}": "half"})
+        assert line.startswith(f"MILLRACE_{missing}: not set, ")
+
+    def test_faulty_is_not_missing(self) -> None:
+        """What is there but wrong is reported once, not as missing too."""
+        lines = faults({"MILLRACE_STREAM": "a/b", "MILLRACE_BEARER_TOKEN": "a b"})
+        assert [line.split(":")[0] for line in lines] == ["MILLRACE_BEARER_TOKEN", "MILLRACE_STREAM"]
+
+
+class TestContradictions:
+    def test_token_and_key(self) -> None:
+        """A token and a key pair at once leave open which one is meant."""
+        assert fault("MILLRACE_API_KEY", "key").startswith("MILLRACE_BEARER_TOKEN: set together with MILLRACE_API_KEY;")
+
+    def test_rules_of_the_sample(self) -> None:
+        """The sample stream would ignore rules and bring everything."""
+        (line,) = faults(NEEDED | {"MILLRACE_SOURCE": "sample", "MILLRACE_RULES": "cats"})
+        assert line.startswith("MILLRACE_RULES: SOURCE=sample takes no rules; ")
+
+    @pytest.mark.parametrize("name", ["MILLRACE_BEARER_TOKEN", "MILLRACE_RULES"])
+    def test_value_and_file(self, name: str) -> None:
+        """A value and its file at once leave open which one is meant."""
+        lines = faults(NEEDED | {name: "x", f"{name}_FILE": "/nowhere"})
+        assert lines == (f"{name}: set together with {name}_FILE; remove one of them",)
+
+
+class TestUnknownNames:
+    @pytest.mark.parametrize(
+        ("name", "meant"),
+        [
+            ("MILLRACE_STREEM", "MILLRACE_STREAM"),
+            ("MILLRACE_PORT", "MILLRACE_HTTP_PORT"),
+            ("MILLRACE_BEARER_TOKEN_FIEL", "MILLRACE_BEARER_TOKEN_FILE"),
+            ("MILLRACE_MEMORY_LIMITS", "MILLRACE_MEMORY_LIMIT"),
+        ],
+    )
+    def test_misspelt(self, name: str, meant: str) -> None:
+        """A misspelt name is a fault that names the nearest real one."""
+        assert fault(name, "1") == f"{name}: no such setting; did you mean {meant}?"
+
+    def test_far_from_all(self) -> None:
+        """A name that is like none is a fault that says where the names are."""
+        line = fault("MILLRACE_XYZZY", "1")
+        assert line == "MILLRACE_XYZZY: no such setting; remove it; docs/configuration.md lists all names"
+
+    def test_only_secrets_and_rules_have_files(self) -> None:
+        """A file form of any other setting does not exist."""
+        assert "no such setting" in fault("MILLRACE_STREAM_FILE", "/etc/stream")
+
+    def test_kubernetes(self) -> None:
+        """What Kubernetes injects for a service called millrace, or millrace-x, is let through."""
+        injected = {
+            "MILLRACE_SERVICE_HOST": "10.0.0.1",
+            "MILLRACE_SERVICE_PORT": "8080",
+            "MILLRACE_SERVICE_PORT_HTTP": "8080",
+            "MILLRACE_PORT": "tcp://10.0.0.1:8080",
+            "MILLRACE_PORT_8080_TCP": "tcp://10.0.0.1:8080",
+            "MILLRACE_PORT_8080_TCP_ADDR": "10.0.0.1",
+            "MILLRACE_X_SERVICE_HOST": "10.0.0.2",
+            "MILLRACE_X_PORT": "udp://10.0.0.2:53",
+        }
+        assert load(NEEDED | injected) == load(NEEDED)
+
+
+class TestValues:
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("LANES_PER_SHARD", "0"),
+            ("LANES_PER_SHARD", "11"),
+            ("LINGER_SECONDS", "-0.1"),
+            ("LINGER_SECONDS", "60.1"),
+            ("LINGER_SECONDS", "nan"),
+            ("HTTP_PORT", "65536"),
+            ("SHUTDOWN_SECONDS", "inf"),
+        ],
+    )
+    def test_out_of_range(self, name: str, value: str) -> None:
+        """A number out of range is refused with the range."""
+        assert f"MILLRACE_{name}: {value} is out of range; write a number from " in fault(f"MILLRACE_{name}", value)
+
+    @pytest.mark.parametrize(("name", "value"), [("LANES_PER_SHARD", "1.5"), ("LINGER_SECONDS", "100ms")])
+    def test_no_number(self, name: str, value: str) -> None:
+        """What is no number is refused with the range."""
+        assert f"{value!r} is not a number; write one from " in fault(f"MILLRACE_{name}", value)
+
+    @pytest.mark.parametrize(
+        ("text", "size"), [("1048576", 1 << 20), ("2048KiB", 2 << 20), ("3 mib", 3 << 20), ("1TiB", 1 << 40)]
+    )
+    def test_sizes(self, text: str, size: int) -> None:
+        """A size is a number of bytes, or of binary units in any case."""
+        assert load(NEEDED | {"MILLRACE_MEMORY_LIMIT": text}).memory_limit == size
+
+    @pytest.mark.parametrize("text", ["128MB", "1.5GiB", "-1", "MiB", "1 2"])
+    def test_no_size(self, text: str) -> None:
+        """What is no size is refused with the units."""
+        assert f"{text!r} is not a size; write bytes, or a number with KiB, MiB, GiB or TiB" in fault(
+            "MILLRACE_MEMORY_LIMIT", text
+        )
+
+    def test_size_too_small(self) -> None:
+        """A limit below 1 MiB could not hold one large post."""
+        line = "MILLRACE_MEMORY_LIMIT: 1023KiB is too small; write at least 1MiB"
+        assert fault("MILLRACE_MEMORY_LIMIT", "1023KiB") == line
+
+    def test_choice(self) -> None:
+        """A source that is not supported is refused with those that are."""
+        line = fault("MILLRACE_SOURCE", "firehose")
+        assert line == "MILLRACE_SOURCE: 'firehose' is not supported; write one of filtered, sample, stdin"
+
+    @pytest.mark.parametrize("url", ["api.x.com", "ftp://api.x.com", "https://", "https://x:port", "http://[::1"])
+    def test_url(self, url: str) -> None:
+        """What is no http URL is refused with an example."""
+        assert f"{url!r} is not a URL; write one like https://api.x.com" in fault("MILLRACE_X_URL", url)
+
+    def test_url_with_password(self) -> None:
+        """A URL with a password is refused without showing it."""
+        assert "hunter2" not in fault("MILLRACE_X_URL", "https://me:hunter2@api.x.com")
+
+    def test_url_is_a_base(self) -> None:
+        """A URL with a query is no base to append paths to."""
+        assert "has a query or a fragment" in fault("MILLRACE_X_URL", "https://api.x.com?a=b")
+
+    @pytest.mark.parametrize("stream", ["a b", "arn:aws:kinesis:eu-west-1:123:stream/a", "x" * 129])
+    def test_stream(self, stream: str) -> None:
+        """What can be neither a name nor an ARN of a stream is refused before AWS is asked."""
+        assert f"{stream!r} is neither a stream's name nor its ARN" in fault("MILLRACE_STREAM", stream)
+
+
+class TestSecrets:
+    def test_shown_to_nobody(self) -> None:
+        """A secret is in no text of itself, of the settings or of their description."""
+        settings = load(NEEDED)
+        texts = [repr(settings), str(settings), describe(settings), f"{settings.bearer_token}"]
+        assert not [text for text in texts if "token-of-mine" in text]
+        assert settings.bearer_token is not None
+        assert settings.bearer_token.reveal() == "token-of-mine"
+
+    def test_from_a_file(self, tmp_path: Path) -> None:
+        """A secret may stand in a file, with a line break at its end."""
+        (tmp_path / "token").write_text("from-a-file\n")
+        settings = load({"MILLRACE_STREAM": "posts", "MILLRACE_BEARER_TOKEN_FILE": str(tmp_path / "token")})
+        assert settings.bearer_token == Secret("from-a-file")
+
+    def test_no_file(self, tmp_path: Path) -> None:
+        """A file that cannot be read is named with the cause."""
+        path = str(tmp_path / "none")
+        (line,) = faults({"MILLRACE_STREAM": "posts", "MILLRACE_BEARER_TOKEN_FILE": path})
+        assert line.startswith(f"MILLRACE_BEARER_TOKEN_FILE: cannot read {path!r}: No such file or directory; ")
+
+    def test_no_text(self, tmp_path: Path) -> None:
+        """A file that is not text is named."""
+        (tmp_path / "token").write_bytes(b"\xff\xfe")
+        (line,) = faults({"MILLRACE_STREAM": "posts", "MILLRACE_BEARER_TOKEN_FILE": str(tmp_path / "token")})
+        assert "is not text in UTF-8" in line
+
+    @pytest.mark.parametrize("content", ["", "\n", "two words", "tokenü"])
+    def test_unusable(self, tmp_path: Path, content: str) -> None:
+        """A token that cannot be sent in a header is refused, and the line does not show it."""
+        (tmp_path / "token").write_text(content, encoding="utf-8")
+        (line,) = faults({"MILLRACE_STREAM": "posts", "MILLRACE_BEARER_TOKEN_FILE": str(tmp_path / "token")})
+        assert line == (
+            "MILLRACE_BEARER_TOKEN_FILE: the text is empty or holds a blank or a character beyond ASCII;"
+            " copy it again from X"
+        )
+
+
+class TestRules:
+    def read(self, tmp_path: Path, text: str) -> dict[str, str]:
+        (tmp_path / "rules.yaml").write_text(text, encoding="utf-8")
+        return NEEDED | {"MILLRACE_RULES_FILE": str(tmp_path / "rules.yaml")}
+
+    def test_file(self, tmp_path: Path) -> None:
+        """The file is a list of texts and of mappings with value and tag."""
+        text = "- value: '\"猫\" lang:ja'\n  tag: cats\n- '#dogs'\n- value: >\n    birds\n    -is:retweet\n"
+        assert load(self.read(tmp_path, text)).rules == (
+            Rule('"猫" lang:ja', "cats"),
+            Rule("#dogs"),
+            Rule("birds -is:retweet"),
+        )
+
+    @pytest.mark.parametrize(
+        ("text", "cause"),
+        [
+            ("- 'cats'\n- @dogs\n", "not YAML: found character '@' that cannot start any token in line 2"),
+            ("- #cats\n", "not a list of rules: Expected `str | object`, got `null` - at `$[0]`"),
+            ("- value: on\n", "not a list of rules: Expected `str`, got `bool` - at `$[0].value`"),
+            ("- valeu: cats\n", "not a list of rules: Object contains unknown field `valeu` - at `$[0]`"),
+            ("- ' '\n", "not a list of rules: Expected `str` matching regex"),
+            ("", "not a list of rules: Expected `array`, got `null`"),
+            ("\x00", "not a list of rules: unacceptable character #x0000"),
+        ],
+    )
+    def test_faulty_file(self, tmp_path: Path, text: str, cause: str) -> None:
+        """A file that is no list of rules is refused with the place of the trouble, in one line."""
+        (line,) = faults(self.read(tmp_path, text))
+        assert line.startswith(f"MILLRACE_RULES_FILE: {cause}")
+        assert line.endswith("; write a list, as - value: 'cats lang:en', with each text in single quotes")
+        assert "\n" not in line
+
+    def test_repeated(self) -> None:
+        """X keeps a rule once; each repetition is a fault of its own."""
+        assert faults(NEEDED | {"MILLRACE_RULES": "a\nb\na\n\na"}) == (
+            "MILLRACE_RULES: rule 3 repeats rule 1; remove one of them",
+            "MILLRACE_RULES: rule 4 repeats rule 1; remove one of them",
+        )
+
+
+def test_describe() -> None:
+    """The effective configuration is one line a setting, with sizes as people write them."""
+    lines = describe(load(NEEDED | {"MILLRACE_RULES": "cats", "MILLRACE_JOURNAL": "off"})).splitlines()
+    assert len(lines) == len(dataclasses.fields(Settings))
+    assert {
+        "MILLRACE_BEARER_TOKEN=***",
+        "MILLRACE_API_KEY=",
+        "MILLRACE_STREAM=posts",
+        'MILLRACE_RULES=[{"value":"cats","tag":""}]',
+        "MILLRACE_MEMORY_LIMIT=128MiB",
+        "MILLRACE_JOURNAL=off",
+        "MILLRACE_LINGER_SECONDS=0.1",
+    } <= set(lines)
+
+
+def test_the_page_is_current() -> None:
+    """docs/configuration.md is what `python -m service config --markdown` prints."""
+    assert markdown() == PAGE.read_text(encoding="utf-8")
+
+
+def test_the_page_names_every_setting() -> None:
+    """Each setting has its row, with its default."""
+    page = markdown()
+    for field in dataclasses.fields(Settings):
+        assert f"| `MILLRACE_{field.name.upper()}`" in page
+    assert "| `MILLRACE_JOURNAL_LIMIT` | `8GiB` | size, at least 1MiB |" in page
+
+
+def test_the_example_of_the_page(tmp_path: Path) -> None:
+    """The rules file that the page shows can be used as it is."""
+    (tmp_path / "rules.yaml").write_text(markdown().split("```yaml\n")[1].split("```")[0])
+    settings = load(NEEDED | {"MILLRACE_RULES_FILE": str(tmp_path / "rules.yaml")})
+    assert settings.rules == (Rule('"coffee beans" lang:en -is:retweet', "coffee"), Rule("#espresso"))

@@ -1,0 +1,290 @@
+from collections.abc import Iterable
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.core.records import DropReason, FailureKind, KinesisRecord, Outcome, Post, PutRequest, SealReason
+from service.metrics import Buffer, Histogram, Metrics, new_registry
+
+# Dashboards and alerts rely on these names; the parser gives counters without their _total.
+FAMILIES = {
+    "posts_received",
+    "posts_recovered",
+    "posts_delivered",
+    "posts_dropped",
+    "posts_duplicate",
+    "posts_buffered",
+    "buffer_bytes",
+    "post_delivery_seconds",
+    "post_lag_seconds",
+    "put_requests",
+    "put_records",
+    "put_seconds",
+    "flushes",
+    "shard_throttles",
+    "stream_connected",
+    "stream_reconnects",
+    "stream_gap_seconds",
+    "order_violations",
+    "build_info",
+    "received_bytes",
+    "posts_perhaps_repeated",
+    "put_bytes",
+    "put_payload_units",
+    "stream_keep_alives",
+}
+
+
+class Clock:
+    """A clock that stands still until it is set."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Scraper:
+    """Reads a registry as Prometheus does: through its text."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def __call__(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+        text = generate_latest(self._registry).decode()
+        return {
+            (sample.name.removeprefix("millrace_"), tuple(sorted(sample.labels.items()))): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+    def value(self, name: str, **labels: str) -> float:
+        return self()[name, tuple(sorted(labels.items()))]
+
+    def labels(self, name: str, label: str) -> set[str]:
+        return {dict(labels)[label] for key, labels in self() if key == name}
+
+    def balance(self) -> float:
+        """Received and recovered, without delivered, dropped, duplicate and buffered: must be 0."""
+        series = self()
+        dropped = sum(value for (name, _), value in series.items() if name == "posts_dropped_total")
+        gone = sum(series[name, ()] for name in ("posts_delivered_total", "posts_duplicate_total", "posts_buffered"))
+        return series["posts_received_total", ()] + series["posts_recovered_total", ()] - dropped - gone
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """Give a clock that stands still."""
+    return Clock()
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    """Give a registry like the daemon's."""
+    return new_registry()
+
+
+@pytest.fixture
+def metrics(registry: CollectorRegistry, clock: Clock) -> Metrics:
+    """Give all metrics, at their start."""
+    return Metrics(registry, clock)
+
+
+@pytest.fixture
+def scraper(registry: CollectorRegistry, metrics: Metrics) -> Scraper:
+    """Give a reader of the metrics' registry."""
+    assert metrics
+    return Scraper(registry)
+
+
+def posts(count: int, received_at: float = 0.0) -> list[Post]:
+    """Make posts."""
+    return [Post(b'{"data":{"id":"1"}}', "1", b"1", received_at) for _ in range(count)]
+
+
+def request(sizes: Iterable[int]) -> PutRequest:
+    """Make a request with records of these sizes, of which the key takes one byte."""
+    return PutRequest(1, [KinesisRecord("k", "0", bytes(size - 1), posts(1), SealReason.SIZE) for size in sizes])
+
+
+class TestExposition:
+    def test_every_family(self, registry: CollectorRegistry, metrics: Metrics) -> None:
+        """Each family has help and a type, only counters end in _total, and there are no series of birth times."""
+        metrics.disconnected("stall", "", 0.0, True)
+        metrics.throttled("shardId-000000000000")
+        families = list(text_string_to_metric_families(generate_latest(registry).decode()))
+        ours = [family for family in families if family.name.startswith("millrace_")]
+        assert {family.name.removeprefix("millrace_") for family in ours} == FAMILIES
+        for family in ours:
+            assert family.documentation.endswith(".")
+            assert family.type in {"counter", "gauge", "histogram"}
+            names = {sample.name for sample in family.samples}
+            assert names, family.name
+            assert (family.type == "counter") == all(name.endswith("_total") for name in names)
+            assert not [name for name in names if name.endswith("_created")]
+
+    def test_known_labels(self, scraper: Scraper) -> None:
+        """Series with known labels are there from the start."""
+        assert scraper.labels("posts_dropped_total", "reason") == {reason.value for reason in DropReason}
+        assert scraper.labels("flushes_total", "reason") == {reason.value for reason in SealReason}
+        kinds = {kind.value for kind in FailureKind}
+        assert scraper.labels("put_requests_total", "outcome") == {"ok", "partial"} | kinds
+        assert scraper.labels("put_records_total", "outcome") == {"delivered", "throttled", "failed"}
+        assert {value for (name, _), value in scraper().items() if name.endswith("_total")} >= {0.0}
+
+    def test_build(self, scraper: Scraper) -> None:
+        """What runs is told by one series of the value 1."""
+        (labels,) = [dict(labels) for name, labels in scraper() if name == "build_info"]
+        assert labels.keys() == {"version", "python"}
+        assert scraper.value("build_info", **labels) == 1
+
+    def test_the_process(self, scraper: Scraper) -> None:
+        """The process's own figures are there too."""
+        assert scraper.value("process_resident_memory_bytes") > 0
+
+    def test_two_registries(self) -> None:
+        """Two sets of metrics in one process do not meet."""
+        first, second = new_registry(), new_registry()
+        Metrics(first).received(3, 30)
+        Metrics(second)
+        assert Scraper(first).value("posts_received_total") == 3
+        assert Scraper(second).value("posts_received_total") == 0
+
+
+class TestPosts:
+    def test_sum(self, metrics: Metrics, scraper: Scraper) -> None:
+        """Received is delivered, dropped and buffered together, after each step."""
+        buffered = 0
+        metrics.read_buffer_with(lambda: Buffer(buffered, buffered * 100))
+        assert scraper.balance() == 0
+        metrics.received(10, 1000)
+        buffered = 10
+        assert scraper.balance() == 0
+        metrics.rejected(b"not a post", DropReason.NOT_JSON)
+        assert scraper.balance() == 0
+        metrics.outcomes([Outcome(posts(4)), Outcome(posts(1), DropReason.REFUSED)], 1.0)
+        buffered = 5
+        assert scraper.balance() == 0
+        assert scraper.value("posts_received_total") == 11
+        assert scraper.value("received_bytes_total") == 1010
+        assert scraper.value("posts_delivered_total") == 4
+        assert scraper.value("posts_dropped_total", reason="not_json") == 1
+        assert scraper.value("posts_dropped_total", reason="refused") == 1
+        assert scraper.value("posts_buffered") == 5
+        assert scraper.value("buffer_bytes") == 500
+
+    def test_sum_can_fail(self, metrics: Metrics, scraper: Scraper) -> None:
+        """A post that is lost without a report shows in the sum."""
+        metrics.received(1, 100)
+        assert scraper.balance() == 1
+
+    def test_delivery(self, metrics: Metrics, scraper: Scraper) -> None:
+        """All posts of a record are counted with the age of its oldest, dropped ones not at all."""
+        metrics.outcomes(
+            [Outcome([*posts(1, 9.0), *posts(2, 9.9)]), Outcome(posts(5, 0.0), DropReason.POST_TOO_LARGE)], 10.0
+        )
+        assert scraper.value("post_delivery_seconds_count") == 3
+        assert scraper.value("post_delivery_seconds_sum") == 3
+        assert scraper.value("post_delivery_seconds_bucket", le="0.5") == 0
+        assert scraper.value("post_delivery_seconds_bucket", le="1.0") == 3
+        assert scraper.value("post_delivery_seconds_bucket", le="+Inf") == 3
+
+    def test_perhaps_repeated(self, metrics: Metrics, scraper: Scraper) -> None:
+        """Delivered posts whose first answer was lost are counted apart as well."""
+        metrics.outcomes([Outcome(posts(2), repeated=True), Outcome(posts(3))], 1.0)
+        assert scraper.value("posts_delivered_total") == 5
+        assert scraper.value("posts_perhaps_repeated_total") == 2
+
+    def test_lag(self, metrics: Metrics, scraper: Scraper) -> None:
+        """The age of posts at their arrival is counted for many at once."""
+        metrics.lag(6.5, 40)
+        assert scraper.value("post_lag_seconds_count") == 40
+        assert scraper.value("post_lag_seconds_bucket", le="5.0") == 0
+        assert scraper.value("post_lag_seconds_bucket", le="7.5") == 40
+
+
+class TestSource:
+    def test_connection(self, metrics: Metrics, scraper: Scraper) -> None:
+        """The state of the connection and the reasons of its ends are told."""
+        assert scraper.value("stream_connected") == 0
+        metrics.connected()
+        assert scraper.value("stream_connected") == 1
+        metrics.keep_alive()
+        metrics.disconnected("stall", "no sign of life for 21 s", 0.5, True)
+        assert scraper.value("stream_connected") == 0
+        assert scraper.value("stream_reconnects_total", reason="stall") == 1
+        assert scraper.value("stream_keep_alives_total") == 1
+
+    def test_gap(self, metrics: Metrics, scraper: Scraper, clock: Clock) -> None:
+        """Time without a connection adds up, and grows while it lasts, however many attempts fail."""
+        clock.now = 110
+        metrics.connected()
+        clock.now = 120
+        metrics.disconnected("closed", "", 0.0, True)
+        clock.now = 123
+        assert scraper.value("stream_gap_seconds_total") == 3
+        metrics.disconnected("refused", "", 5.0, True)
+        clock.now = 128
+        metrics.connected()
+        clock.now = 200
+        assert scraper.value("stream_gap_seconds_total") == 8
+        metrics.disconnected("closed", "", 0.0, True)
+        clock.now = 201
+        assert scraper.value("stream_gap_seconds_total") == 9
+
+
+class TestSink:
+    def test_requests(self, metrics: Metrics, scraper: Scraper) -> None:
+        """A request is counted with its outcome, its duration, its bytes and the units that it would be billed."""
+        metrics.request_done(request([100, 25_600, 25_601]), 0.03, "partial")
+        metrics.request_done(request([50]), 0.01, "unknown")
+        assert scraper.value("put_requests_total", outcome="partial") == 1
+        assert scraper.value("put_requests_total", outcome="unknown") == 1
+        assert scraper.value("put_bytes_total") == 51_351
+        assert scraper.value("put_payload_units_total") == 1 + 1 + 2 + 1
+        assert scraper.value("put_seconds_count") == 2
+        assert scraper.value("put_seconds_bucket", le="0.01") == 1
+
+    def test_records(self, metrics: Metrics, scraper: Scraper) -> None:
+        """Answers for records are counted by what they said."""
+        metrics.record_results(7, 2, 1)
+        metrics.record_results(1, 0, 0)
+        assert scraper.value("put_records_total", outcome="delivered") == 8
+        assert scraper.value("put_records_total", outcome="throttled") == 2
+        assert scraper.value("put_records_total", outcome="failed") == 1
+
+    def test_seals_and_order(self, metrics: Metrics, scraper: Scraper) -> None:
+        """Closed records are counted by reason, violations of the order by themselves."""
+        metrics.sealed(SealReason.LINGER)
+        metrics.order_violation()
+        assert scraper.value("flushes_total", reason="linger") == 1
+        assert scraper.value("order_violations_total") == 1
+
+    def test_shards(self, metrics: Metrics, scraper: Scraper) -> None:
+        """Open shards have a series from the start, and shards that are gone have none any more."""
+        metrics.shards(["a", "b"])
+        metrics.throttled("a")
+        metrics.throttled("late")
+        assert scraper.labels("shard_throttles_total", "shard") == {"a", "b", "late"}
+        metrics.shards(["a", "c"])
+        assert scraper.labels("shard_throttles_total", "shard") == {"a", "c"}
+        assert scraper.value("shard_throttles_total", shard="a") == 1
+
+
+class TestHistogram:
+    def test_edges(self) -> None:
+        """A bound belongs to its own bucket; what is above all of them is in the last."""
+        histogram = Histogram("h", "Help.", (1, 2))
+        for value in (1.0, 1.5, 2.0, 3.0):
+            histogram.observe(value)
+        buckets = [(sample.labels["le"], sample.value) for sample in histogram.collect().samples[:3]]
+        assert buckets == [("1.0", 1), ("2.0", 3), ("+Inf", 4)]
+
+    def test_below_nothing(self) -> None:
+        """A negative duration, from clocks that disagree, counts as zero and keeps the sum from falling."""
+        histogram = Histogram("h", "Help.", (1, 2))
+        histogram.observe(-5.0, 3)
+        values = {sample.name: sample.value for sample in histogram.collect().samples[3:]}
+        assert values == {"h_count": 3, "h_sum": 0}
