@@ -1,0 +1,223 @@
+"""
+The wanted rules of the filtered stream, kept in step with X's.
+
+What to do is decided in `core.rules`; here it is done, in an order that misses no wanted post:
+
+1. What is to be added is sent as a dry run, so that X's judgement of the rules comes before any change.
+2. Missing rules are added.
+3. Rules of ours that are not wanted are deleted; those whose tag changed are deleted and at once added again.
+
+Done twice it changes nothing more, so after any failure it is simply done again.
+
+tweepy's here: the paths and the bodies of the changes. The request itself is ours: tweepy 4.17 has the host fixed,
+loses the status of an answer that is HTML, and waits for five minutes. So is the list, whose pages tweepy does not
+know. A flag in the query must be text, or aiohttp raises.
+
+X answers 200 or 201, lists rules that it refuses among the `errors` of a success (some clients saw a 400), and
+leaves `data` out when there is nothing in it. That a rule exists already is told as an error too, and is none.
+"""
+
+from collections.abc import Mapping, Sequence
+from json import JSONDecodeError
+from random import Random
+from typing import Any
+
+import aiohttp
+import msgspec
+from tweepy.asynchronous import AsyncStreamingClient
+
+from service import __version__
+from service.core.reconnect import Cause, Ladders, Reason, Verdict, refusal
+from service.core.rules import Changes, Rule, compare
+
+PATH = "/2/tweets/search/stream/rules"
+
+# X names no limit for one request. This is its largest page, and all the rules that most access levels allow.
+RULES_PER_REQUEST = 1000
+ANSWER_SECONDS = 30.0
+CONNECT_SECONDS = 10.0
+
+
+class RulesError(Exception):
+    """X does not take some rules. `problems` has one line for each, in X's words; `str` is one line."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__(problems[0] + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""))
+        self.problems = tuple(problems)
+
+
+class RulesUnavailableError(Exception):
+    """X cannot be asked. `verdict` says why, and when to try again; its detail is this error's one line."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(verdict.detail)
+        self.verdict = verdict
+
+
+class Rules:
+    """
+    The rules that X has for this app.
+
+    Arguments:
+        url: base URL of the X API.
+        token: app-only bearer token.
+        rng: for the jitter of the waits that a RulesUnavailableError proposes.
+    """
+
+    def __init__(self, url: str, token: str, rng: Random) -> None:
+        self._url = url
+        self._token = token
+        self._ladders = Ladders(rng)
+
+    async def sync(self, wanted: Sequence[Rule], *, apply: bool) -> Changes:
+        """
+        Compare the wanted rules, no two with the same value, with X's; with `apply`, make the changes.
+
+        Returns the changes, made or not. Raises RulesError, before any change if the dry run shows it, and
+        RulesUnavailableError.
+        """
+        try:
+            async with _session(self._token) as session:
+                changes = await _sync(_Client(self._url, session), wanted, apply)
+        except _RefusedError as error:
+            cause = error.cause
+        except (JSONDecodeError, msgspec.ValidationError) as error:
+            cause = Cause(Reason.UNEXPECTED_ANSWER, f"X's answer about rules has another shape: {error}")
+        except (aiohttp.ClientError, OSError) as error:
+            words = " ".join(str(error).split()) or "no answer in time"
+            cause = Cause(Reason.NETWORK_ERROR, f"X cannot be reached: {words}")
+        else:
+            self._ladders.reset()
+            return changes
+        raise RulesUnavailableError(self._ladders.verdict(cause))
+
+
+async def _sync(client: "_Client", wanted: Sequence[Rule], apply: bool) -> Changes:
+    changes = compare(wanted, await client.present())
+    replacements = [change.new for change in changes.replace]
+    await client.add([*changes.add, *replacements], dry_run="true")
+    if apply:
+        await client.add(changes.add)
+        await client.delete([*changes.delete, *(change.old for change in changes.replace)])
+        await client.add(replacements)
+    return changes
+
+
+class _Problem(msgspec.Struct):
+    value: str = ""
+    title: str = ""
+    type: str = ""
+    detail: str = ""
+    message: str = ""
+    details: list[str] = []
+
+    @property
+    def is_duplicate(self) -> bool:
+        return self.title == "DuplicateRule" or self.type.endswith("/duplicate-rules")
+
+    def __str__(self) -> str:
+        said = "; ".join(self.details) or self.detail or self.message or self.title
+        which = f"the rule {self.value!r}" if self.value else "rules"
+        return f"X refuses {which}: {said}; change MILLRACE_RULES or MILLRACE_RULES_FILE"
+
+
+class _Rule(msgspec.Struct):
+    id: str
+    value: str
+    tag: str | None = None
+
+
+class _Meta(msgspec.Struct):
+    next_token: str | None = None
+
+
+class _Answer(msgspec.Struct):
+    data: list[_Rule] = []
+    meta: _Meta = msgspec.field(default_factory=_Meta)
+    errors: list[_Problem] = []
+
+
+class _RefusedError(Exception):
+    def __init__(self, cause: Cause) -> None:
+        super().__init__(cause.words)
+        self.cause = cause
+
+
+class _Client(AsyncStreamingClient):  # type: ignore[misc]  # tweepy has no types
+    """tweepy's client with another address and with answers that are read in full; changes go in batches."""
+
+    def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
+        super().__init__(None, return_type=dict)
+        self._url = url.rstrip("/")
+        self.session = session
+
+    async def present(self) -> list[Rule]:
+        """List X's rules, all pages."""
+        rules: list[Rule] = []
+        params = {"max_results": str(RULES_PER_REQUEST)}
+        while True:
+            response = await self.request("GET", PATH, params)
+            answer = msgspec.convert(await response.json(), _Answer)
+            rules += [Rule(rule.value, rule.tag or "", rule.id) for rule in answer.data]
+            if not answer.meta.next_token:
+                return rules
+            params["pagination_token"] = answer.meta.next_token
+
+    async def add(self, rules: Sequence[Rule], **flags: str) -> None:
+        """Add rules, or with the flag dry_run only have them judged; raises RulesError."""
+        problems: list[_Problem] = []
+        for batch in _batches(rules):
+            answer = msgspec.convert(await self.add_rules(batch, **flags), _Answer)
+            problems += [problem for problem in answer.errors if not problem.is_duplicate]
+        if problems:
+            raise RulesError([str(problem) for problem in problems])
+
+    async def delete(self, rules: Sequence[Rule]) -> None:
+        """Delete rules by their ids; one that is gone already is no error."""
+        for batch in _batches(rules):
+            await self.delete_rules([rule.id for rule in batch])
+
+    async def request(
+        self,
+        method: str,
+        route: str,
+        params: Mapping[str, str] | None = None,
+        json: Any = None,
+        user_auth: bool = False,
+    ) -> aiohttp.ClientResponse:
+        """Send one request; raises RulesError if rules are refused, _RefusedError if it is anything else."""
+        assert not user_auth, "rules belong to the app"
+        headers = {"User-Agent": f"Millrace/{__version__} {self.user_agent}"}
+        response: aiohttp.ClientResponse
+        async with self.session.request(
+            method, self._url + route, params=params, json=json, headers=headers, allow_redirects=False
+        ) as response:
+            body = await response.read()
+        if 200 <= response.status < 300 and response.content_type == "application/json":
+            return response
+        if response.status == 400 and (problems := _rule_problems(body)):
+            raise RulesError([str(problem) for problem in problems])
+        raise _RefusedError(refusal(response.status, response.headers, body))
+
+
+def _session(token: str) -> aiohttp.ClientSession:
+    async def authorise(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        # Set here because aiohttp refuses the header beside an entry in ~/.netrc.
+        request.headers["Authorization"] = f"Bearer {token}"
+        return await send(request)
+
+    timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS, sock_connect=CONNECT_SECONDS)
+    return aiohttp.ClientSession(timeout=timeout, trust_env=True, middlewares=(authorise,))
+
+
+def _batches(rules: Sequence[Rule]) -> list[list[Rule]]:
+    return [list(rules[start : start + RULES_PER_REQUEST]) for start in range(0, len(rules), RULES_PER_REQUEST)]
+
+
+def _rule_problems(body: bytes) -> list[_Problem]:
+    """Those errors of a refusal that are about a rule."""
+    try:
+        errors = msgspec.json.decode(body, type=_Answer).errors
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return []
+    return [problem for problem in errors if problem.value]

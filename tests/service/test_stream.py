@@ -1,0 +1,672 @@
+import asyncio
+import contextlib
+import json
+import socket
+import struct
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from random import Random
+from typing import Any, Self
+
+import pytest
+import uvloop
+
+from service.core.limits import LINE_BYTES
+from service.core.lines import HEAD_BYTES
+from service.core.reconnect import BURST, Ladders, Reason, Reconnect
+from service.core.records import DropReason
+from service.stream import Stream, TokenError, bearer_token
+
+SECONDS = 10
+TOKEN = "secret-token"
+LINES = [b'{"data":{"id":"%d","text":"%s"}}' % (number, b"x" * 100) for number in range(20_000)]
+
+
+class Shortest(Random):
+    """Chance at its lower end: the ladders of short waits do not wait."""
+
+    def random(self) -> float:
+        return 0.0
+
+
+class Connection:
+    """The server's end of one connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    async def request(self) -> bytes:
+        return await self._reader.readuntil(b"\r\n\r\n")
+
+    async def write(self, data: bytes) -> None:
+        self._writer.write(data)
+        await self._writer.drain()
+
+    async def answer(self, status: int, body: bytes, *headers: str, length: int | None = None) -> None:
+        fields = [f"HTTP/1.1 {status} Whatever", f"Content-Length: {len(body) if length is None else length}", *headers]
+        await self.write("\r\n".join([*fields, "", ""]).encode() + body)
+
+    async def open(self, *headers: str) -> None:
+        await self.write(head(*headers))
+
+    async def chunk(self, data: bytes) -> None:
+        await self.write(chunked(data))
+
+    async def finish(self) -> None:
+        await self.write(b"0\r\n\r\n")
+
+    async def reset(self) -> None:
+        peer = self._writer.get_extra_info("socket")
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._writer.transport.abort()
+
+    async def until_closed(self) -> None:
+        with contextlib.suppress(ConnectionError):
+            while await self._reader.read(65_536):
+                pass
+
+
+def head(*headers: str) -> bytes:
+    """Make the beginning of a stream."""
+    return "\r\n".join(["HTTP/1.1 200 OK", "transfer-encoding: chunked", *headers, "", ""]).encode()
+
+
+def chunked(data: bytes) -> bytes:
+    """Frame one chunk."""
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+Behaviour = Callable[[Connection], Awaitable[None]]
+
+
+class FakeX:
+    """
+    A server that treats each connection as the script says, and closes it when the behaviour returns.
+
+    The connections after the script's end are answered with a stream that stays silent.
+    """
+
+    def __init__(self, *script: Behaviour) -> None:
+        self.requests: list[bytes] = []
+        self._script = list(script)
+        self._handlers: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for handler in self._handlers:
+            handler.cancel()
+        await asyncio.gather(*self._handlers, return_exceptions=True)
+
+    @property
+    def url(self) -> str:
+        host, port = self._server.sockets[0].getsockname()
+        return f"http://{host}:{port}"
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._handlers.add(asyncio.create_task(self._serve(reader, writer)))
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = Connection(reader, writer)
+        try:
+            self.requests.append(await connection.request())
+            behaviour = self._script.pop(0) if self._script else silent
+            await behaviour(connection)
+        finally:
+            writer.close()
+
+
+async def silent(connection: Connection) -> None:
+    """Open the stream and say nothing."""
+    await connection.open()
+    await connection.until_closed()
+
+
+def says(*lines: bytes, end: bytes = b"0\r\n\r\n") -> Behaviour:
+    """Stream these lines, a chunk each, and end like that."""
+
+    async def behaviour(connection: Connection) -> None:
+        await connection.open()
+        for line in lines:
+            await connection.chunk(line + b"\r\n")
+        await connection.write(end)
+
+    return behaviour
+
+
+def refuses(status: int, body: bytes, *headers: str) -> Behaviour:
+    """Answer with something that is no stream."""
+
+    async def behaviour(connection: Connection) -> None:
+        await connection.answer(status, body, *headers)
+
+    return behaviour
+
+
+class Watcher:
+    """Takes lines and events, and lets a test wait for them."""
+
+    def __init__(self) -> None:
+        self.lines: list[bytes] = []
+        self.events: list[str] = []
+        self.rejects: list[tuple[bytes, DropReason]] = []
+        self.losses: list[tuple[Reason, str, float, bool]] = []
+        self._news = asyncio.Event()
+
+    def on_lines(self, lines: list[bytes]) -> list[bytes]:
+        self.lines += lines
+        self._news.set()
+        return [line for line in lines if line.startswith(b'{"errors"')]
+
+    def connected(self) -> None:
+        self._event("connected")
+
+    def disconnected(self, reason: Reason, detail: str, retry_seconds: float, healable: bool) -> None:
+        self.losses.append((reason, detail, retry_seconds, healable))
+        self._event(reason)
+
+    def keep_alive(self) -> None:
+        self._event("keep_alive")
+
+    def rejected(self, line: bytes, reason: DropReason) -> None:
+        self.rejects.append((line, reason))
+        self._event(reason.value)
+
+    def _event(self, name: str) -> None:
+        self.events.append(name)
+        self._news.set()
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        async with asyncio.timeout(SECONDS):
+            while not condition():
+                self._news.clear()
+                await self._news.wait()
+
+    async def loss(self) -> tuple[Reason, str, float, bool]:
+        """Wait for the first lost or refused connection."""
+        await self.until(lambda: self.losses)
+        return self.losses[0]
+
+
+@contextlib.asynccontextmanager
+async def running(url: str, watcher: Watcher, **options: Any) -> AsyncIterator[asyncio.Task[None]]:
+    """Run a stream; at the end it must let itself be cancelled."""
+    clock = asyncio.get_running_loop().time
+    stream = Stream(url, TOKEN, watcher.on_lines, watcher, Reconnect(clock(), Shortest()), clock, **options)
+    task = asyncio.create_task(stream.run())
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.wait([task], timeout=SECONDS)
+        assert task.done()
+
+
+async def test_the_request() -> None:
+    """X sees the fields that the processor needs, the token, who we are, and that we take gzip."""
+    watcher = Watcher()
+    async with FakeX() as x, running(x.url + "/", watcher):
+        await watcher.until(lambda: "connected" in watcher.events)
+        request = x.requests[0].decode().lower()
+    assert request.startswith("get /2/tweets/search/stream?")
+    assert "tweet.fields=author_id,conversation_id,created_at,lang,note_tweet" in request
+    assert "&expansions=author_id&user.fields=name,username http/1.1" in request
+    assert f"authorization: bearer {TOKEN}\r\n" in request
+    assert "user-agent: millrace/" in request
+    assert "tweepy/" in request
+    assert "accept-encoding: gzip\r\n" in request
+
+
+async def test_another_stream_with_a_partition() -> None:
+    """The path may bring a part of the query with it."""
+    watcher = Watcher()
+    path = "/2/tweets/sample10/stream?partition=2"
+    async with FakeX() as x, running(x.url, watcher, path=path, parameters={"expansions": ["author_id"]}):
+        await watcher.until(lambda: "connected" in watcher.events)
+    assert x.requests[0].startswith(b"GET /2/tweets/sample10/stream?partition=2&expansions=author_id HTTP/1.1")
+
+
+async def test_lines_and_keep_alives() -> None:
+    """Lines come in order without their ending, empty ones are a sign of life, and chunk borders do not matter."""
+
+    async def behaviour(connection: Connection) -> None:
+        await connection.open()
+        for byte in b'{"a":"\xe6\x97\xa5"}\r\n\r\n{"b":2}\r\n\r\n':
+            await connection.chunk(bytes([byte]))
+        await connection.until_closed()
+
+    watcher = Watcher()
+    async with FakeX(behaviour) as x, running(x.url, watcher):
+        await watcher.until(lambda: len(watcher.lines) == watcher.events.count("keep_alive") == 2)
+    assert watcher.lines == ['{"a":"日"}'.encode(), b'{"b":2}']
+    assert watcher.events == ["connected", "keep_alive", "keep_alive"]
+
+
+def on_every_loop(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Run a test on asyncio's loop and on uvloop, which share out reads and tasks over their turns differently."""
+
+    @pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+    def run(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            runner.run(test())
+
+    run.__doc__ = test.__doc__
+    return run
+
+
+@on_every_loop
+async def test_a_drop_loses_no_complete_line() -> None:
+    """Of 20,000 lines that were followed by a FIN without last chunk every one arrives, and the stream comes back."""
+    body = b"".join(chunked(line + b"\r\n") for line in LINES)
+
+    async def behaviour(connection: Connection) -> None:
+        await connection.write(head() + body)
+
+    watcher = Watcher()
+    async with FakeX(behaviour, says(b'{"next":1}', end=b"")) as x, running(x.url, watcher):
+        await watcher.until(lambda: b'{"next":1}' in watcher.lines)
+    assert watcher.losses[0][0] is Reason.CUT
+    assert watcher.lines == [*LINES, b'{"next":1}']
+
+
+@on_every_loop
+async def test_an_answer_that_ends_before_it_is_read() -> None:
+    """Head, lines and the end of the connection in one packet: the lines arrive."""
+
+    async def behaviour(connection: Connection) -> None:
+        await connection.write(head() + chunked(b"{}\r\n" * 3))
+
+    watcher = Watcher()
+    async with FakeX(behaviour) as x, running(x.url, watcher):
+        assert (await watcher.loss())[0] is Reason.CUT
+    assert watcher.lines == [b"{}"] * 3
+
+
+@on_every_loop
+async def test_a_reset_loses_no_line_that_arrived() -> None:
+    """Whatever the kernel delivered before a reset comes through, in order and without holes."""
+
+    async def behaviour(connection: Connection) -> None:
+        await connection.open()
+        for start in range(0, len(LINES), 1000):
+            await connection.chunk(b"".join(line + b"\r\n" for line in LINES[start : start + 1000]))
+        await connection.reset()
+
+    watcher = Watcher()
+    async with FakeX(behaviour) as x, running(x.url, watcher):
+        assert (await watcher.loss())[0] is Reason.CUT
+    assert watcher.lines
+    assert watcher.lines == LINES[: len(watcher.lines)]
+
+
+async def test_lines_before_a_damaged_chunk_arrive() -> None:
+    """A chunk that is not gzip in a gzip stream costs the connection, not the lines before it."""
+    packer = zlib.compressobj(wbits=31)
+    data = packer.compress(b"{}\r\n" * 1000) + packer.flush(zlib.Z_SYNC_FLUSH)
+
+    async def behaviour(connection: Connection) -> None:
+        await connection.write(head("content-encoding: gzip") + chunked(data) + chunked(b"\xff" * 20))
+        await connection.until_closed()
+
+    watcher = Watcher()
+    async with FakeX(behaviour) as x, running(x.url, watcher):
+        assert (await watcher.loss())[0] is Reason.CUT
+    assert watcher.lines == [b"{}"] * 1000
+
+
+async def test_a_damaged_chunk_header_is_not_waited_on_for_ever() -> None:
+    """Aiohttp never tells its reader of this one; the silence is noticed."""
+
+    async def behaviour(connection: Connection) -> None:
+        await connection.open()
+        await connection.chunk(b"{}\r\n")
+        await watcher.until(lambda: watcher.lines)
+        await connection.write(b"no number\r\n")
+        await connection.until_closed()
+
+    watcher = Watcher()
+    async with FakeX(behaviour) as x, running(x.url, watcher, stall_seconds=0.3):
+        assert (await watcher.loss())[0] is Reason.STALL
+
+
+async def test_gzip_cut_inside_a_line() -> None:
+    """Each line that was flushed arrives, though the compressed stream has no end."""
+    packer = zlib.compressobj(wbits=31)
+    flushed = [packer.compress(line + b"\r\n") + packer.flush(zlib.Z_SYNC_FLUSH) for line in LINES[:500]]
+
+    async def behaviour(connection: Connection) -> None:
+        await connection.open("content-encoding: gzip")
+        for data in flushed[:-1]:
+            await connection.chunk(data)
+        await connection.chunk(flushed[-1][:5])
+
+    watcher = Watcher()
+    async with FakeX(behaviour) as x, running(x.url, watcher):
+        assert (await watcher.loss())[0] is Reason.CUT
+    assert watcher.lines == LINES[:499]
+
+
+@pytest.mark.parametrize("end", [b"", b"0\r\n\r\n"], ids=["cut", "clean"])
+async def test_a_cut_line_is_kept_as_rejected(end: bytes) -> None:
+    """The line that the end of the connection cut is handed over as such, however the answer ended."""
+
+    async def behaviour(connection: Connection) -> None:
+        await connection.open()
+        await connection.chunk(b'{}\r\n{"data":{"id"')
+        await connection.write(end)
+
+    watcher = Watcher()
+    async with FakeX(behaviour) as x, running(x.url, watcher):
+        assert (await watcher.loss())[0] is (Reason.CLEAN_CLOSE if end else Reason.CUT)
+    assert watcher.lines == [b"{}"]
+    assert watcher.rejects == [(b'{"data":{"id"', DropReason.LINE_CUT)]
+
+
+async def test_a_whole_post_without_its_line_end_is_kept() -> None:
+    """When only CR LF is missing the post is complete."""
+
+    async def behaviour(connection: Connection) -> None:
+        await connection.open()
+        await connection.chunk(b'{"data":{"id":"1"}}\r')
+
+    watcher = Watcher()
+    async with FakeX(behaviour) as x, running(x.url, watcher):
+        await watcher.loss()
+    assert watcher.lines == [b'{"data":{"id":"1"}}']
+    assert watcher.rejects == []
+
+
+async def test_an_overlong_line_is_skipped() -> None:
+    """A line over 4 MiB leaves its head as rejected and does not disturb the connection."""
+
+    async def behaviour(connection: Connection) -> None:
+        await connection.open()
+        await connection.chunk(b"{}\r\n")
+        for _ in range(LINE_BYTES // 65_536 + 1):
+            await connection.chunk(b"x" * 65_536)
+        await connection.chunk(b'\r\n{"after":1}\r\n')
+        await connection.until_closed()
+
+    watcher = Watcher()
+    async with FakeX(behaviour) as x, running(x.url, watcher):
+        await watcher.until(lambda: len(watcher.lines) == 2)
+    assert watcher.lines == [b"{}", b'{"after":1}']
+    assert watcher.rejects == [(b"x" * HEAD_BYTES, DropReason.LINE_TOO_LONG)]
+    assert watcher.losses == []
+
+
+async def test_a_stall_is_noticed() -> None:
+    """An open connection without a byte counts as dead."""
+    watcher = Watcher()
+    async with FakeX(says(b"{}", end=b""), silent) as x, running(x.url, watcher, stall_seconds=0.2):
+        await watcher.until(lambda: len(watcher.losses) == 2)
+    reason, detail, _, healable = watcher.losses[1]
+    assert (reason, healable) == (Reason.STALL, True)
+    assert detail == "X was silent for 0.2 s, without even a keep-alive"
+
+
+async def test_keep_alives_hold_a_connection() -> None:
+    """Empty lines alone, for several times the stall time, are life enough."""
+
+    async def behaviour(connection: Connection) -> None:
+        await connection.open()
+        for _ in range(10):
+            await asyncio.sleep(0.1)
+            await connection.chunk(b"\r\n")
+        await connection.finish()
+
+    watcher = Watcher()
+    async with FakeX(behaviour) as x, running(x.url, watcher, stall_seconds=0.4):
+        assert (await watcher.loss())[0] is Reason.CLEAN_CLOSE
+    assert watcher.events.count("keep_alive") == 10
+
+
+async def test_an_operational_disconnect_is_named() -> None:
+    """The last line of errors says why X closed the connection."""
+    line = b'{"errors":[{"title":"operational-disconnect","detail":"maintenance","disconnect_type":"ForceDisconnect"}]}'
+    watcher = Watcher()
+    async with FakeX(says(b"{}", line, end=b"")) as x, running(x.url, watcher):
+        reason, detail, _, _ = await watcher.loss()
+    assert reason is Reason.OPERATIONAL_DISCONNECT
+    assert detail == "X ended the stream: operational-disconnect: maintenance"
+
+
+async def test_errors_of_an_earlier_connection_are_forgotten() -> None:
+    """A second drop is not explained by the first one's last line."""
+    line = b'{"errors":[{"title":"operational-disconnect"}]}'
+    watcher = Watcher()
+    async with FakeX(says(line), says(b"{}")) as x, running(x.url, watcher):
+        await watcher.until(lambda: len(watcher.losses) == 2)
+    assert [loss[0] for loss in watcher.losses] == [Reason.OPERATIONAL_DISCONNECT, Reason.CLEAN_CLOSE]
+
+
+PROBLEM = "https://api.twitter.com/2/problems/"
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "reason", "healable"),
+    [
+        (401, b'{"title":"Unauthorized","status":401}', Reason.UNAUTHORIZED, False),
+        (429, b'{"title":"x","connection_issue":"TooManyConnections"}', Reason.TOO_MANY_CONNECTIONS, True),
+        (429, b'{"title":"UsageCapExceeded"}', Reason.USAGE_CAPPED, False),
+        (503, b"<html>busy</html>", Reason.SERVER_ERROR, True),
+    ],
+)
+async def test_a_refusal_is_read(status: int, body: bytes, reason: Reason, healable: bool) -> None:
+    """Status and body of a refusal reach the policy, and its verdict the observer."""
+    watcher = Watcher()
+    async with FakeX(refuses(status, body)) as x, running(x.url, watcher):
+        got, detail, _, can_heal = await watcher.loss()
+    assert (got, can_heal) == (reason, healable)
+    assert str(status) in detail
+    assert TOKEN not in detail
+    assert "connected" not in watcher.events
+
+
+async def test_the_reset_header_reaches_the_policy() -> None:
+    """A rate limit is waited out."""
+    headers = ("date: Sun, 23 Aug 2026 10:00:00 GMT", "x-rate-limit-reset: 1787479500")
+    watcher = Watcher()
+    async with FakeX(refuses(429, b"{}", *headers)) as x, running(x.url, watcher):
+        _, _, retry_seconds, _ = await watcher.loss()
+    assert retry_seconds == 301
+
+
+async def test_a_body_that_never_ends_is_not_waited_for() -> None:
+    """A refusal whose body hangs is still that refusal."""
+
+    async def behaviour(connection: Connection) -> None:
+        await connection.answer(403, b'{"title":', length=100)
+        await connection.until_closed()
+
+    watcher = Watcher()
+    async with FakeX(behaviour) as x, running(x.url, watcher, stall_seconds=0.2):
+        assert (await watcher.loss())[0] is Reason.FORBIDDEN
+
+
+async def test_a_redirect_is_not_followed() -> None:
+    """The token goes to nobody but the configured address."""
+    watcher = Watcher()
+    async with FakeX() as other:
+        location = f"{other.url}/2/tweets/search/stream"
+        async with FakeX(refuses(307, b"", f"location: {location}")) as x, running(x.url, watcher):
+            reason, detail, _, healable = await watcher.loss()
+    assert (reason, healable) == (Reason.REDIRECT, False)
+    assert location in detail
+    assert other.requests == []
+
+
+async def test_one_attempt_is_one_request() -> None:
+    """A server that hangs up without an answer sees one request for each try that is counted."""
+
+    async def behaviour(connection: Connection) -> None:
+        await connection.reset()
+
+    async def hang_up(connection: Connection) -> None:
+        pass
+
+    watcher = Watcher()
+    async with FakeX(behaviour, hang_up, behaviour, hang_up) as x, running(x.url, watcher):
+        await watcher.until(lambda: "connected" in watcher.events)
+        assert len(x.requests) == 5
+    assert [loss[0] for loss in watcher.losses] == [Reason.NETWORK_ERROR] * 4
+
+
+async def test_nobody_listens() -> None:
+    """A refused connection is a network error with the system's words."""
+    async with FakeX() as x:
+        url = x.url
+    watcher = Watcher()
+    async with running(url, watcher):
+        reason, detail, _, healable = await watcher.loss()
+    assert (reason, healable) == (Reason.NETWORK_ERROR, True)
+    assert detail.startswith("X cannot be reached: Cannot connect to host 127.0.0.1:")
+
+
+async def test_no_answer_at_all() -> None:
+    """A server that takes the request and says nothing is given up after the stall time."""
+
+    async def behaviour(connection: Connection) -> None:
+        await connection.until_closed()
+
+    watcher = Watcher()
+    async with FakeX(behaviour) as x, running(x.url, watcher, stall_seconds=0.2):
+        reason, detail, _, _ = await watcher.loss()
+    assert (reason, detail) == (Reason.NETWORK_ERROR, "X cannot be reached: no answer in time")
+
+
+async def test_a_server_that_hangs_up_is_not_called_in_a_hot_loop() -> None:
+    """After the burst the budget spaces the connects, even where chance gives no wait at all."""
+    watcher = Watcher()
+    async with FakeX(*[says()] * 2 * BURST) as x, running(x.url, watcher):
+        await watcher.until(lambda: watcher.losses and watcher.losses[-1][2] > 1)
+        assert len(x.requests) == BURST
+    assert watcher.losses[-1][2] == pytest.approx(30, abs=5)
+
+
+async def test_cancelling_closes_the_connection() -> None:
+    """X sees the end of the connection at once, and the task ends as cancelled."""
+    closed = asyncio.Event()
+
+    async def behaviour(connection: Connection) -> None:
+        await silent(connection)
+        closed.set()
+
+    watcher = Watcher()
+    async with FakeX(behaviour) as x, running(x.url, watcher) as task:
+        await watcher.until(lambda: "connected" in watcher.events)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert task.cancelled()
+        await asyncio.wait_for(closed.wait(), SECONDS)
+
+
+async def test_cancelling_while_connecting() -> None:
+    """A task that waits for X's answer can be cancelled too."""
+    asked = asyncio.Event()
+    closed = asyncio.Event()
+
+    async def behaviour(connection: Connection) -> None:
+        asked.set()
+        await connection.until_closed()
+        closed.set()
+
+    async with FakeX(behaviour) as x, running(x.url, Watcher()) as task:
+        await asyncio.wait_for(asked.wait(), SECONDS)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.wait_for(closed.wait(), SECONDS)
+
+
+async def test_cancelling_while_waiting() -> None:
+    """A task that waits for its next try can be cancelled too."""
+    watcher = Watcher()
+    async with FakeX(refuses(401, b"{}")) as x, running(x.url, watcher) as task:
+        await watcher.loss()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+async def test_a_cancelled_stream_hands_on_what_has_arrived() -> None:
+    """Lines that aiohttp holds when the daemon stops are not thrown away."""
+
+    class Stopper(Watcher):
+        def connected(self) -> None:
+            super().connected()
+            task.cancel()
+
+    async def behaviour(connection: Connection) -> None:
+        await connection.write(head() + chunked(b"{}\r\n{}\r\n"))
+        await connection.until_closed()
+
+    watcher = Stopper()
+    async with FakeX(behaviour) as x, running(x.url, watcher) as task:
+        await asyncio.wait([task], timeout=SECONDS)
+    assert task.cancelled()
+    assert watcher.lines == [b"{}", b"{}"]
+
+
+async def test_a_bug_is_not_swallowed() -> None:
+    """An exception in the code that takes the lines ends the task with that exception, and the connection."""
+
+    class Broken(Watcher):
+        def on_lines(self, lines: list[bytes]) -> list[bytes]:
+            raise TimeoutError("a bug, though it looks like a network error")
+
+    closed = asyncio.Event()
+
+    async def behaviour(connection: Connection) -> None:
+        await connection.open()
+        await connection.chunk(b"{}\r\n")
+        await connection.until_closed()
+        closed.set()
+
+    async with FakeX(behaviour) as x, running(x.url, Broken()) as task:
+        with pytest.raises(TimeoutError, match="a bug"):
+            await asyncio.wait_for(task, SECONDS)
+        await asyncio.wait_for(closed.wait(), SECONDS)
+
+
+async def test_key_and_secret_become_a_token() -> None:
+    """The exchange is X's OAuth 2 request for app-only tokens."""
+    answer = json.dumps({"token_type": "bearer", "access_token": "AAA"}).encode()
+    async with FakeX(refuses(200, answer)) as x:
+        assert await bearer_token(x.url, "key", "secret", Ladders(Random(1))) == "AAA"
+    assert x.requests[0].startswith(b"POST /oauth2/token HTTP/1.1")
+    assert b"Authorization: Basic a2V5OnNlY3JldA==\r\n" in x.requests[0]
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "reason"),
+    [
+        (403, b'{"errors":[{"code":99,"message":"Unable to verify your credentials"}]}', Reason.UNAUTHORIZED),
+        (200, b'{"token_type":"bearer"}', Reason.UNEXPECTED_ANSWER),
+        (200, b"<html>", Reason.UNEXPECTED_ANSWER),
+        (503, b"", Reason.SERVER_ERROR),
+        (301, b"", Reason.REDIRECT),
+    ],
+)
+async def test_no_token(status: int, body: bytes, reason: Reason) -> None:
+    """Whatever X answers instead of a token becomes one line, without the secret."""
+    async with FakeX(refuses(status, body)) as x:
+        with pytest.raises(TokenError) as raised:
+            await bearer_token(x.url, "key", "s3cret", Ladders(Random(1)))
+    assert raised.value.verdict.reason is reason
+    assert str(status) in str(raised.value)
+    assert "s3cret" not in str(raised.value)
+
+
+async def test_no_token_without_network() -> None:
+    """A server that is not there is a network error, to be tried again."""
+    async with FakeX() as x:
+        url = x.url
+    with pytest.raises(TokenError) as raised:
+        await bearer_token(url, "key", "secret", Ladders(Random(1)))
+    assert raised.value.verdict.reason is Reason.NETWORK_ERROR
