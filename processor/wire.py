@@ -61,25 +61,32 @@ def varint(number: int) -> bytes:
     return bytes(out)
 
 
-# Nearly every length and index of a post is below this: one look-up instead of a loop.
-_VARINTS = [varint(number) for number in range(1 << 14)]
+# Nearly every length and index of a post is below this: one look-up instead of a loop and a concatenation.
+_SMALL = 1 << 14
+_KEY_INDEX = [b"\x08" + varint(number) for number in range(_SMALL)]
+_LENGTH = [b"\x1a" + varint(number) for number in range(_SMALL)]
 
 
-def _varint(number: int) -> bytes:
-    return _VARINTS[number] if number < len(_VARINTS) else varint(number)
+def _key_index(number: int) -> bytes:
+    return _KEY_INDEX[number] if number < _SMALL else b"\x08" + varint(number)
+
+
+def _length(number: int) -> bytes:
+    """Tag and length of a record, and of the data inside a record: both are field 3."""
+    return _LENGTH[number] if number < _SMALL else b"\x1a" + varint(number)
 
 
 class Aggregate:
     """
     A container that grows in encoded bytes, so that its size is known exactly at every moment.
 
-    `size` is the length of what `seal` would return now.
+    `size` is the length of what `seal` would return now, `count` the number of user records in it.
     """
 
     __slots__ = ("_indices", "_records", "_table", "count", "size")
 
     def __init__(self) -> None:
-        self._indices: dict[bytes, int] = {}
+        self._indices: dict[bytes, bytes] = {}
         self._table: list[bytes] = []
         self._records: list[bytes] = []
         self.count = 0
@@ -94,17 +101,18 @@ class Aggregate:
         index = self._indices.get(key)
         entry = b""
         if index is None:
-            index = len(self._indices)
-            entry = b"\x0a" + _varint(len(key)) + key
-        inner = b"\x08" + _varint(index) + b"\x1a" + _varint(len(data))
-        head = b"\x1a" + _varint(len(inner) + len(data)) + inner
-        size = self.size + len(entry) + len(head) + len(data)
+            index = _key_index(len(self._indices))
+            entry = b"\x0a" + varint(len(key)) + key
+        length = _length(len(data))
+        inner = len(index) + len(length) + len(data)
+        head = _length(inner)
+        size = self.size + len(entry) + len(head) + inner
         if limit is not None and size > limit and self.count:
             return False
         if entry:
             self._indices[key] = index
             self._table.append(entry)
-        self._records += (head, data)
+        self._records += (head, index, length, data)
         self.size = size
         self.count += 1
         return True

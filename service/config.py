@@ -26,7 +26,7 @@ import msgspec
 import yaml
 
 from service.core.limits import KIB, MIB
-from service.core.posts import PARTITION_KEYS
+from service.core.posts import PARTITION_KEYS, POINTER
 
 PREFIX = "MILLRACE_"
 _UNITS = {"": 1, "b": 1, "kib": KIB, "mib": MIB, "gib": 1024 * MIB, "tib": 1024 * 1024 * MIB}
@@ -132,6 +132,12 @@ def _choice(*options: str) -> Reader:
     return Reader(parse, ", ".join(options))
 
 
+def _parse_partition_key(text: str) -> str:
+    if text not in PARTITION_KEYS and POINTER.fullmatch(text) is None:
+        raise ValueError(f"{text!r} is none of {', '.join(PARTITION_KEYS)}, nor a JSON pointer like /user/id")
+    return text
+
+
 def _parse_secret(text: str) -> Secret:
     # It becomes a part of an HTTP header; a line break inside it would fail there, and the error would quote it.
     if re.fullmatch(r"[!-~]+", text.strip()) is None:
@@ -232,7 +238,11 @@ class Settings:
         " Without it the rules that X already has are used.",
     ] = ()
     stream: Annotated[str, Reader(_parse_stream, "name or ARN"), "Kinesis stream, name or ARN. **Required.**"]
-    partition_key: Annotated[str, _choice(*PARTITION_KEYS), "Posts with the same value keep their order."] = "author_id"
+    partition_key: Annotated[
+        str,
+        Reader(_parse_partition_key, f"{', '.join(PARTITION_KEYS)}, or a JSON pointer"),
+        "Posts with the same value keep their order. A pointer is for records that are not X's posts.",
+    ] = "author_id"
     aggregation: Annotated[
         str, _choice("kpl", "none"), "kpl: many posts in one Kinesis record; none: every post is a record."
     ] = "kpl"

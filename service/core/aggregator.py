@@ -25,33 +25,29 @@ class Batch:
 
     Attributes:
         posts: the posts inside.
+        aggregate: the same, encoded; its `size` says how large the container would be, if it were closed now.
         opened_at: when the first one was added, in seconds.
         perhaps_stored: some were sent before, under an older shard map, and got no answer.
         astray: how often they were stored outside the range of their shard.
     """
 
-    __slots__ = ("_aggregate", "_limit", "astray", "opened_at", "perhaps_stored", "posts")
+    __slots__ = ("_limit", "aggregate", "astray", "opened_at", "perhaps_stored", "posts")
 
     def __init__(self, now: float, limit: int) -> None:
-        self._aggregate = Aggregate()
+        self.aggregate = Aggregate()
         self._limit = limit
         self.posts: list[Post] = []
         self.opened_at = now
         self.perhaps_stored = False
         self.astray = 0
 
-    @property
-    def size(self) -> int:
-        """The size of the container in bytes, if it were closed now."""
-        return self._aggregate.size
-
     def add(self, post: Post) -> bool:
         """Take one more post; False if there is no room. The first always fits: it was measured at the door."""
-        if not self._aggregate.add(post.key, post.line, self._limit):
+        if not self.aggregate.add(post.key, post.line, self._limit):
             return False
         self.posts.append(post)
         return True
 
     def encode(self) -> bytes:
         """Return the data of the Kinesis record."""
-        return self.posts[0].line if len(self.posts) == 1 else self._aggregate.seal()
+        return self.posts[0].line if len(self.posts) == 1 else self.aggregate.seal()

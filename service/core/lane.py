@@ -109,12 +109,17 @@ class Lane:
             self.head = None
             self.failures = 0
 
-    def append(self, post: Post, now: float, limit: int) -> None:
-        """Add a post behind all others; `limit` is the largest container in bytes."""
-        if not self.batches or not self.batches[-1].add(post):
-            batch = Batch(now, limit)
-            batch.add(post)
-            self.batches.append(batch)
+    def append(self, post: Post, now: float, limit: int) -> Batch:
+        """Add a post behind all others and return its batch; `limit` is the largest container in bytes."""
+        batches = self.batches
+        if batches:
+            batch = batches[-1]
+            if batch.add(post):
+                return batch
+        batch = Batch(now, limit)
+        batch.add(post)
+        batches.append(batch)
+        return batch
 
     def in_sequence(self, sequence_number: str) -> bool:
         """Whether Kinesis filed this record behind the one before it; remembers it for the next."""

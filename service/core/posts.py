@@ -1,13 +1,15 @@
 """
-Lines of the stream -> posts, or why not.
+Lines of the source -> posts, or why not.
 
 Only the id and the partition key are read; the bytes of the line stay as they came and are the payload. A full
 parse would cost ten times as much and could only lose something.
 
-A post without the field that PARTITION_KEY names (X sends `author_id` only where it was asked for) is keyed by
-its id: it has no neighbours to keep an order with.
+A post of X without the field that PARTITION_KEY names (X sends `author_id` only where it was asked for) is keyed by
+its id: it has no neighbours to keep an order with. Records that are not X's posts are keyed by a JSON pointer
+(RFC 6901), such as `/user/id`; they need no id, but without a key they have no place.
 """
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -16,24 +18,19 @@ import msgspec
 from service.core.limits import PARTITION_KEY_CHARACTERS
 from service.core.records import DropReason, Post, Rejected
 
-# What PARTITION_KEY may name.
+# What PARTITION_KEY may name, beside a JSON pointer.
 PARTITION_KEYS = ("author_id", "id", "conversation_id")
+POINTER = re.compile(r"(/([^/~]|~[01])+)+")
 
 
 class PostReader:
-    """Reads posts out of lines; `partition_key` is one of `PARTITION_KEYS`."""
+    """Reads posts out of lines; `partition_key` is one of `PARTITION_KEYS`, or a JSON pointer into an object."""
 
     def __init__(self, partition_key: str = "author_id") -> None:
-        # A struct of just the wanted fields lets the decoder skip everything else without building it.
-        fields: list[tuple[str, type, object]] = [("id", str, "")]
-        if partition_key != "id":
-            fields.append((partition_key, str, ""))
-        data = msgspec.defstruct("Data", fields, gc=False)
-        line = msgspec.defstruct(
-            "Line", [("data", data | None, None), ("errors", msgspec.Raw, msgspec.Raw())], gc=False
-        )
-        self._decode: Callable[[bytes], Any] = msgspec.json.Decoder(line).decode
-        self._partition_key = partition_key
+        if partition_key.startswith("/"):
+            self._find = _record_finder(partition_key)
+        else:
+            self._find = _post_finder(partition_key)
 
     def read(self, lines: Iterable[bytes], now: float) -> tuple[list[Post], list[Rejected]]:
         """
@@ -43,24 +40,70 @@ class PostReader:
         """
         posts: list[Post] = []
         rejected: list[Rejected] = []
-        decode, partition_key = self._decode, self._partition_key
+        find = self._find
         for line in lines:
             try:
-                read = decode(line)
+                post_id, key = find(line)
             except msgspec.ValidationError:
                 rejected.append(Rejected(line, DropReason.NO_ID))
-                continue
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 rejected.append(Rejected(line, DropReason.NOT_JSON))
-                continue
-            data = read.data
-            if data is None or not data.id:
-                x_error = data is None and bytes(read.errors)
-                rejected.append(Rejected(line, DropReason.X_ERROR if x_error else DropReason.NO_ID))
-                continue
-            key = getattr(data, partition_key) or data.id
-            if len(key) > PARTITION_KEY_CHARACTERS:
-                rejected.append(Rejected(line, DropReason.KEY_TOO_LONG))
-                continue
-            posts.append(Post(line, data.id, key.encode(), now))
+            except _NotAPostError as error:
+                rejected.append(Rejected(line, error.reason))
+            else:
+                if len(key) > PARTITION_KEY_CHARACTERS:
+                    rejected.append(Rejected(line, DropReason.KEY_TOO_LONG))
+                else:
+                    posts.append(Post(line, post_id, key.encode(), now))
         return posts, rejected
+
+
+class _NotAPostError(Exception):
+    def __init__(self, reason: DropReason) -> None:
+        super().__init__(reason.value)
+        self.reason = reason
+
+
+_Finder = Callable[[bytes], tuple[str, str]]
+
+
+def _post_finder(partition_key: str) -> _Finder:
+    """Return what finds (id, partition key) in a post of X."""
+    # A struct of just the wanted fields lets the decoder skip everything else without building it.
+    fields: list[tuple[str, type, object]] = [("id", str, "")]
+    if partition_key != "id":
+        fields.append((partition_key, str, ""))
+    data = msgspec.defstruct("Data", fields, gc=False)
+    line = msgspec.defstruct("Line", [("data", data | None, None), ("errors", msgspec.Raw, msgspec.Raw())], gc=False)
+    decode: Callable[[bytes], Any] = msgspec.json.Decoder(line).decode
+
+    def find(line: bytes) -> tuple[str, str]:
+        read = decode(line)
+        data = read.data
+        if data is None or not data.id:
+            raise _NotAPostError(DropReason.X_ERROR if data is None and bytes(read.errors) else DropReason.NO_ID)
+        return data.id, getattr(data, partition_key) or data.id
+
+    return find
+
+
+def _record_finder(pointer: str) -> _Finder:
+    """Return what finds ("", partition key) in any JSON object."""
+    names = [part.replace("~1", "/").replace("~0", "~") for part in pointer[1:].split("/")]
+    kind: Any = str | int | float
+    for name in reversed(names):
+        kind = msgspec.defstruct("Part", [("part", kind)], rename={"part": name}, gc=False)
+    decode: Callable[[bytes], Any] = msgspec.json.Decoder(kind).decode
+
+    def find(line: bytes) -> tuple[str, str]:
+        try:
+            value = decode(line)
+        except msgspec.ValidationError:
+            raise _NotAPostError(DropReason.NO_KEY) from None
+        for _ in names:
+            value = value.part
+        if value == "":
+            raise _NotAPostError(DropReason.NO_KEY)
+        return "", str(value)
+
+    return find

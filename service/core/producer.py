@@ -149,7 +149,7 @@ class Producer:
             lanes_backing_off=sum(lane.state is State.BACKING_OFF for lane in lanes),
             requests_in_flight=len(self._in_flight),
             window=int(self._window),
-            )
+        )
 
     def take_throttled(self) -> list[str]:
         """Name the shards of the records that were throttled since the last call, one entry a record."""
@@ -176,7 +176,7 @@ class Producer:
         if self._map is None:
             raise RuntimeError("offer() before the first on_shards()")
         too_large = []
-        lanes, index, closing = self._lanes, self._map.index, self._closing
+        lanes, index = self._lanes, self._map.index
         room = self._record_limit - LANE_NAME_BYTES
         limit = self._container_limit()
         count = size = 0
@@ -186,11 +186,13 @@ class Producer:
                 too_large.append(Outcome([post], DropReason.POST_TOO_LARGE, 0))
                 continue
             lane = lanes[index(post.key)]
-            lane.append(post, now, limit)
+            batch = lane.append(post, now, limit)
             count += 1
             size += length
-            if lane.due_at > now and lane.state is State.IDLE:
-                self._plan(lane, now, closing=closing)
+            # Planned when the first post comes, and again when there is enough: not once a post.
+            full = batch.aggregate.size >= TARGET_BYTES or not limit
+            if lane.state is State.IDLE and lane.due_at > now and (full or lane.due_at == _NEVER):
+                self._plan(lane, now)
         self._posts += count
         self._bytes += size + count * POST_OVERHEAD_BYTES
         return too_large
@@ -347,7 +349,7 @@ class Producer:
         single = not self._aggregate
         if single:
             reason = SealReason.SINGLE
-        elif lane.batches or batch.size >= TARGET_BYTES:
+        elif lane.batches or batch.aggregate.size >= TARGET_BYTES:
             reason = SealReason.SIZE
         else:
             reason = SealReason.DRAIN if self._closing else SealReason.LINGER
@@ -374,12 +376,13 @@ class Producer:
         self._agenda_count += 1
         heappush(self._agenda, (when, self._agenda_count, lane))
 
-    def _plan(self, lane: Lane, now: float, *, closing: bool) -> None:
+    def _plan(self, lane: Lane, now: float) -> None:
         """Set when an idle lane with posts sends: at once if there is a reason, else when the linger is over."""
-        if lane.blockers or not lane.batches:
+        if lane.state is not State.IDLE or lane.blockers or not lane.batches:
             return
         first = lane.batches[0]
-        if closing or not self._aggregate or len(lane.batches) > 1 or first.size >= TARGET_BYTES or not self._linger:
+        full = len(lane.batches) > 1 or first.aggregate.size >= TARGET_BYTES or not self._aggregate
+        if full or self._closing or not self._linger:
             when = now
         else:
             # Rounded down to a step, so that lanes of many shards share a request instead of sending one each.
@@ -439,7 +442,7 @@ class Producer:
         if lane in self._retired:
             self._release(lane, now)
         else:
-            self._plan(lane, now, closing=self._closing)
+            self._plan(lane, now)
 
     def _end(
         self, posts: Sequence[Post], record: KinesisRecord, reason: DropReason | None = None, message: str = ""
@@ -490,8 +493,7 @@ class Producer:
         for new in self._lanes:
             if lane in new.blockers:
                 new.blockers.discard(lane)
-                if new.state is State.IDLE:
-                    self._plan(new, now, closing=self._closing)
+                self._plan(new, now)
 
     def _container_limit(self) -> int:
         return min(LARGEST_BYTES, self._record_limit - LANE_NAME_BYTES) if self._aggregate else 0
@@ -513,5 +515,4 @@ class Producer:
         for index, batches in by_lane.items():
             lane = self._lanes[index]
             lane.batches.extendleft(reversed(batches))
-            if lane.state is State.IDLE:
-                self._plan(lane, now, closing=self._closing)
+            self._plan(lane, now)

@@ -38,6 +38,7 @@ class DropReason(Enum):
     X_ERROR = "x_error"  # a line of X that holds only errors: a message, not a post
     LINE_TOO_LONG = "line_too_long"
     LINE_CUT = "line_cut"  # the connection ended in the middle of it
+    NO_KEY = "no_key"  # nothing, or no text and no number, where PARTITION_KEY points
     KEY_TOO_LONG = "key_too_long"
     POST_TOO_LARGE = "post_too_large"
     MEMORY_FULL = "memory_full"  # and there is no journal

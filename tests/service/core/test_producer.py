@@ -15,8 +15,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from processor import wire
-from service.core.limits import HASH_KEYS, RECORDS_PER_REQUEST, REQUEST_BYTES
-from service.core.producer import POST_OVERHEAD_BYTES, Producer
+from service.core.aggregator import LARGEST_BYTES, TARGET_BYTES
+from service.core.limits import (
+    DEFAULT_RECORD_BYTES,
+    HASH_KEYS,
+    LARGEST_RECORD_BYTES,
+    MIB,
+    RECORDS_PER_REQUEST,
+    REQUEST_BYTES,
+)
+from service.core.producer import LANE_NAME_BYTES, LARGEST_WINDOW, POST_OVERHEAD_BYTES, Producer, Statistics
 from service.core.records import (
     DropReason,
     FailureKind,
@@ -100,6 +108,8 @@ class Model:
 class ProducerMachine(RuleBasedStateMachine):
     """Anything that can happen, in any order."""
 
+    aggregate = True
+
     def __init__(self) -> None:
         super().__init__()
         self.now = 1000.0
@@ -111,15 +121,14 @@ class ProducerMachine(RuleBasedStateMachine):
 
     @initialize(
         count=st.integers(1, 4),
-        aggregate=st.booleans(),
         lanes=st.integers(1, 3),
         linger=st.sampled_from([0.0, 0.1, 1.0]),
         seed=st.integers(0, 99),
     )
-    def begin(self, count: int, aggregate: bool, lanes: int, linger: float, seed: int) -> None:
+    def begin(self, count: int, lanes: int, linger: float, seed: int) -> None:
         self.model = Model(shards(count))
         self.producer = Producer(
-            aggregate=aggregate, lanes_per_shard=lanes, linger=linger, memory_limit=1 << 20, rng=Random(seed)
+            aggregate=self.aggregate, lanes_per_shard=lanes, linger=linger, memory_limit=1 << 20, rng=Random(seed)
         )
         self.producer.on_shards(self.model.open, self.now)
 
@@ -250,10 +259,675 @@ class ProducerMachine(RuleBasedStateMachine):
             assert list(first) == wanted, "lost or out of order"
 
 
-TestProducerMachine = ProducerMachine.TestCase
-TestProducerMachine.settings = settings(
-    max_examples=10,
+class RawProducerMachine(ProducerMachine):
+    """The same with aggregation off: every post is a record, and there are hundreds of lanes."""
+
+    aggregate = False
+
+
+UNHURRIED = settings(
     stateful_step_count=60,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
+TestProducerMachine = ProducerMachine.TestCase
+TestProducerMachine.settings = settings(UNHURRIED, max_examples=35)
+TestRawProducerMachine = RawProducerMachine.TestCase
+TestRawProducerMachine.settings = settings(UNHURRIED, max_examples=3)
+
+
+# Examples, one promise each
+
+STRAY = "shardId-000000000099"
+DENIED = RequestFailure(FailureKind.DENIED, "AccessDeniedException", "may not")
+UNKNOWN = RequestFailure(FailureKind.UNKNOWN, "TimeoutError", "no answer")
+NOT_STORED = RequestFailure(FailureKind.NOT_STORED, "ConnectionRefusedError", "nobody listens")
+REFUSED = RequestFailure(FailureKind.REFUSED, "ValidationException", "not valid")
+
+
+class Longest(Random):
+    """Chance at its upper end: each delay is its bound."""
+
+    def random(self) -> float:
+        return 1.0
+
+
+def key(part: int, parts: int) -> bytes:
+    """Find a key in this one of so many equal parts of all hash keys; the first part is 0."""
+    return next(name for n in range(1000) if hash_key(name := b"author-%d" % n) * parts // HASH_KEYS == part)
+
+
+class Rig:
+    """A producer with its model of Kinesis, for tests that say what happens step by step."""
+
+    def __init__(
+        self, count: int = 1, *, aggregate: bool = True, lanes: int = 1, linger: float = 0.1, memory: int = 1 << 30
+    ) -> None:
+        self.model = Model(shards(count))
+        self.producer = Producer(
+            aggregate=aggregate, lanes_per_shard=lanes, linger=linger, memory_limit=memory, rng=Longest()
+        )
+        self.producer.on_shards(self.model.open, 0.0)
+        self.count = 0
+
+    def post(self, key: bytes = b"author-0", size: int = 100) -> Post:
+        """Make the next post; its line has this size."""
+        self.count += 1
+        return Post((key + b"|%d|" % self.count).ljust(size, b"x"), str(self.count), key, 0.0)
+
+    def answer(self, request: PutRequest, now: float) -> list[Outcome]:
+        """Store a request and tell the producer."""
+        return self.producer.on_response(request, [self.model.store(record) for record in request.records], now)
+
+    def refresh(self, now: float) -> list[Outcome]:
+        """Tell the producer the open shards."""
+        return self.producer.on_shards(list(self.model.open), now)
+
+    def only_request(self, now: float) -> PutRequest:
+        """Take the requests of this moment, which must be one."""
+        (request,) = self.producer.requests(now)
+        return request
+
+    def only_record(self, now: float) -> KinesisRecord:
+        """Take the requests of this moment, which must be one of one record."""
+        (record,) = self.only_request(now).records
+        return record
+
+
+def lines(outcomes: Sequence[Outcome], reason: DropReason | None = None) -> list[bytes]:
+    """Give the lines of the posts that ended this way."""
+    return [post.line for outcome in outcomes if outcome.reason is reason for post in outcome.posts]
+
+
+class TestWhenABatchIsSent:
+    def test_a_small_batch_waits_for_company(self) -> None:
+        """Posts that come within the linger go together, when it is over."""
+        rig = Rig(linger=1.0)
+        first, second = rig.post(), rig.post()
+        rig.producer.offer([first], 0.1)
+        assert rig.producer.requests(0.1) == []
+        rig.producer.offer([second], 0.7)
+        deadline = rig.producer.next_deadline()
+        assert 0.9 <= deadline <= 1.1
+        assert rig.producer.requests(deadline - 0.01) == []
+        record = rig.only_record(deadline)
+        assert [first, second] == record.posts
+        assert SealReason.LINGER is record.sealed
+        assert [first.line, second.line] == [one.data for one in wire.decode(record.data).records]
+
+    def test_without_a_linger_nothing_waits(self) -> None:
+        """A linger of zero sends what is there."""
+        rig = Rig(linger=0.0)
+        rig.producer.offer([rig.post()], 0.5)
+        assert rig.producer.next_deadline() == 0.5
+        assert SealReason.LINGER is rig.only_record(0.5).sealed
+
+    def test_lanes_that_linger_at_almost_the_same_time_share_a_request(self) -> None:
+        """The ends of their lingers fall into one step, so that many shards do not mean many requests."""
+        rig = Rig(count=2, linger=1.0)
+        rig.producer.offer([rig.post(key(0, 2))], 0.01)
+        rig.producer.offer([rig.post(key(1, 2))], 0.19)
+        assert len(rig.only_request(rig.producer.next_deadline()).records) == 2
+
+    def test_a_batch_of_the_target_size_goes_at_once(self) -> None:
+        """A free lane does not wait for more than the target."""
+        rig = Rig()
+        rig.producer.offer([rig.post(size=TARGET_BYTES // 2) for _ in range(2)], 0.0)
+        record = rig.only_record(0.0)
+        assert TARGET_BYTES <= len(record.data) < 1.01 * TARGET_BYTES
+        assert SealReason.SIZE is record.sealed
+
+    def test_a_batch_grows_while_its_lane_waits_for_an_answer(self) -> None:
+        """Under load records become larger by themselves, up to the largest size and no further."""
+        rig = Rig()
+        rig.producer.offer([rig.post(size=TARGET_BYTES)], 0.0)
+        request = rig.only_request(0.0)
+        posts = [rig.post(size=10_000) for _ in range(30)]
+        rig.producer.offer(posts, 0.01)
+        assert rig.producer.requests(0.02) == []
+        rig.answer(request, 0.05)
+        request = rig.only_request(0.05)
+        (record,) = request.records
+        assert LARGEST_BYTES - 10_100 < len(record.data) <= LARGEST_BYTES
+        rig.answer(request, 0.1)
+        rest = rig.only_record(0.1)
+        assert SealReason.LINGER is not rest.sealed
+        assert posts == [*record.posts, *rest.posts]
+
+    def test_closing_sends_what_is_there(self) -> None:
+        """A drain does not linger, neither for what is inside nor for what waits behind an answer."""
+        rig = Rig(linger=60.0)
+        rig.producer.offer([rig.post(size=TARGET_BYTES)], 0.0)
+        request = rig.only_request(0.0)
+        rig.producer.offer([rig.post()], 0.1)
+        rig.producer.close()
+        assert rig.producer.requests(0.2) == []
+        rig.answer(request, 0.3)
+        assert SealReason.DRAIN is rig.only_record(0.3).sealed
+
+    def test_closing_wakes_lanes_that_linger(self) -> None:
+        """The deadline is now, whatever it was."""
+        rig = Rig(count=2, linger=60.0)
+        rig.producer.offer([rig.post(key(0, 2)), rig.post(key(1, 2))], 5.0)
+        rig.producer.close()
+        assert rig.producer.next_deadline() <= 5.0
+        assert [record.sealed for record in rig.only_request(5.0).records] == [SealReason.DRAIN] * 2
+
+    def test_a_batch_of_one_is_raw_under_the_keys_of_its_lane(self) -> None:
+        """Lambda must not run it beside the containers of its lane, so it has their partition key."""
+        rig = Rig(count=2, lanes=3, linger=0.0)
+        post = rig.post(key(5, 6))
+        rig.producer.offer([post], 0.0)
+        record = rig.only_record(0.0)
+        assert post.line == record.data
+        assert record.partition_key == "shardId-000000000001.2"
+        assert int(record.explicit_hash_key) == HASH_KEYS * 5 // 6
+
+
+class TestTheDoor:
+    def test_posts_need_the_shards(self) -> None:
+        """Without a map there is no lane; to offer then is a mistake of the caller."""
+        producer = Producer(rng=Random(1))
+        assert producer.wants_shards
+        with pytest.raises(RuntimeError, match="on_shards"):
+            producer.offer([], 0.0)
+
+    def test_too_large_for_the_stream(self) -> None:
+        """The largest post that passes fits its record; one more byte is an outcome at the door."""
+        rig = Rig(linger=0.0)
+        fits, too_large = (rig.post(size=DEFAULT_RECORD_BYTES - LANE_NAME_BYTES + more) for more in (0, 1))
+        assert [Outcome([too_large], DropReason.POST_TOO_LARGE, 0)] == rig.producer.offer([too_large, fits], 0.0)
+        assert rig.producer.statistics().posts == 1
+        assert rig.only_record(0.0).size <= DEFAULT_RECORD_BYTES
+
+    def test_a_stream_with_larger_records_takes_larger_posts(self) -> None:
+        """The limit is the stream's own, and may change with each look at it."""
+        rig = Rig()
+        post = rig.post(size=2 * DEFAULT_RECORD_BYTES)
+        rig.producer.on_shards(rig.model.open, 0.0, record_limit=LARGEST_RECORD_BYTES)
+        assert rig.producer.offer([post], 0.0) == []
+
+    def test_room_ends_at_the_memory_limit_and_comes_back(self) -> None:
+        """Posts count with what holds them; their outcome frees it all."""
+        rig = Rig(memory=1000, linger=0.0)
+        room = [rig.producer.has_room]
+        rig.producer.offer([rig.post(size=1000 - POST_OVERHEAD_BYTES)], 0.0)
+        assert rig.producer.statistics().bytes == 1000
+        room.append(rig.producer.has_room)
+        rig.answer(rig.only_request(0.0), 0.1)
+        room.append(rig.producer.has_room)
+        assert room == [True, False, True]
+        assert rig.producer.statistics().bytes == 0
+
+    def test_statistics_count_what_is_inside(self) -> None:
+        """Posts, lanes by their state, requests under way and the window."""
+        rig = Rig(count=3, linger=0.0)
+        for shard in (0, 1):
+            rig.producer.offer([rig.post(key(shard, 3))], 0.0)
+        request = rig.only_request(0.0)
+        rig.producer.on_response(request, [FAILED, THROTTLED], 0.1)
+        rig.producer.offer([rig.post(key(2, 3))], 0.1)
+        rig.only_request(0.1)
+        expected = Statistics(
+            posts=3,
+            bytes=3 * (100 + POST_OVERHEAD_BYTES),
+            lanes=3,
+            lanes_in_flight=1,
+            lanes_backing_off=2,
+            requests_in_flight=1,
+            window=8,
+        )
+        assert expected == rig.producer.statistics()
+
+
+class TestTrouble:
+    def test_a_failed_record_goes_again_before_anything_newer(self) -> None:
+        """It stays at the head of its lane with the same bytes, and its outcome tells of the repeat."""
+        rig = Rig(linger=0.0)
+        old, new = rig.post(), rig.post()
+        rig.producer.offer([old], 0.0)
+        request = rig.only_request(0.0)
+        rig.producer.offer([new], 0.1)
+        assert rig.producer.on_response(request, [FAILED], 0.2) == []
+        deadline = rig.producer.next_deadline()
+        assert deadline == pytest.approx(0.3)
+        again = rig.only_request(deadline)
+        assert request.records[0].data == again.records[0].data
+        assert [Outcome([old], None, 2, repeated=True)] == rig.answer(again, 0.4)
+        assert [new] == rig.only_record(0.4).posts
+
+    def test_a_throttled_record_was_surely_not_stored(self) -> None:
+        """Its repeat is no repeat for a consumer, and the outcome says so."""
+        rig = Rig(linger=0.0)
+        post = rig.post()
+        rig.producer.offer([post], 0.0)
+        rig.producer.on_response(rig.only_request(0.0), [THROTTLED], 0.1)
+        assert [Outcome([post], None, 2, repeated=False)] == rig.answer(rig.only_request(1.0), 1.1)
+
+    @pytest.mark.parametrize(
+        ("failure", "wait", "repeated"), [(NOT_STORED, 0.1, False), (UNKNOWN, 0.1, True), (DENIED, 1.0, False)]
+    )
+    def test_a_failed_request_goes_again(self, failure: RequestFailure, wait: float, repeated: bool) -> None:
+        """What an operator must heal waits longer; what was perhaps stored may be there twice."""
+        rig = Rig(count=2, linger=0.0)
+        rig.producer.offer([rig.post(key(0, 2)), rig.post(key(1, 2))], 0.0)
+        assert rig.producer.on_failure(rig.only_request(0.0), failure, 0.0) == []
+        assert rig.producer.next_deadline() == pytest.approx(wait)
+        outcomes = rig.answer(rig.only_request(wait), wait)
+        assert [(2, repeated)] * 2 == [(outcome.attempts, outcome.repeated) for outcome in outcomes]
+
+    def test_a_throttle_slows_its_shard_and_no_other(self) -> None:
+        """All lanes of the shard share its pace, because they share its limit."""
+        rig = Rig(count=2, lanes=2, linger=0.0)
+        throttled, neighbour, elsewhere, also_elsewhere = (key(lane, 4) for lane in range(4))
+        rig.producer.offer([rig.post(throttled)], 0.0)
+        rig.producer.on_response(rig.only_request(0.0), [THROTTLED], 0.0)
+        assert rig.producer.take_throttled() == ["shardId-000000000000"]
+        assert rig.producer.take_throttled() == []
+        # Without its burst a shard gives one record on credit, and then nothing for a while.
+        rig.producer.offer([rig.post(neighbour, 500_000), rig.post(elsewhere, 500_000)], 0.0)
+        assert len(rig.only_request(0.0).records) == 2
+        rig.producer.offer([rig.post(also_elsewhere)], 0.06)
+        assert [also_elsewhere] == [post.key for post in rig.only_record(0.06).posts]
+        deadline = rig.producer.next_deadline()
+        assert deadline == pytest.approx(500_000 / MIB / 0.7, rel=0.05)
+        assert [throttled] == [post.key for post in rig.only_record(deadline).posts]
+
+    def test_failures_halve_the_window_down_to_one(self) -> None:
+        """A Kinesis that does not answer is asked by one request at a time."""
+        rig = Rig(linger=0.0)
+        rig.producer.offer([rig.post()], 0.0)
+        seen, now = [rig.producer.statistics().window], 0.0
+        for _ in range(5):
+            now = rig.producer.next_deadline()
+            rig.producer.on_failure(rig.only_request(now), UNKNOWN, now)
+            seen.append(rig.producer.statistics().window)
+        assert seen == [8, 4, 2, 1, 1, 1]
+
+    def test_a_full_window_grows_with_its_successes(self) -> None:
+        """It grows by about one for a window of answers, to the most that the connections serve."""
+        rig = Rig(count=64, linger=0.0)
+        keys = [key(lane, 64) for lane in range(64)]
+        seen = []
+        under_way: list[PutRequest] = []
+        for number in range(1500):
+            now = number / 100
+            rig.producer.offer([rig.post(keys[number % 64])], now)
+            under_way += rig.producer.requests(now)
+            seen.append(rig.producer.statistics().window)
+            if len(under_way) >= seen[-1]:
+                rig.answer(under_way.pop(0), now)
+        assert seen == sorted(seen)
+        assert (seen[0], seen[-1]) == (8, LARGEST_WINDOW)
+
+    def test_a_window_that_is_not_used_does_not_grow(self) -> None:
+        """Successes of a calm stream say nothing about what Kinesis could take."""
+        rig = Rig(linger=0.0)
+        for second in range(1, 50):
+            rig.producer.offer([rig.post()], second)
+            rig.answer(rig.only_request(second), second)
+        assert rig.producer.statistics().window == 8
+
+    def test_a_full_window_has_no_deadline(self) -> None:
+        """Only an answer can change anything, so the caller's timer must not spin."""
+        rig = Rig(aggregate=False, linger=0.0)
+        under_way = []
+        for number in range(8):
+            rig.producer.offer([rig.post(b"author-%d" % number)], 0.0)
+            under_way.append(rig.only_request(0.0))
+        rig.producer.offer([rig.post(b"author-8")], 0.0)
+        assert rig.producer.next_deadline() == NEVER
+        assert rig.producer.requests(1.0) == []
+        rig.answer(under_way[0], 1.0)
+        assert rig.producer.next_deadline() <= 1.0
+
+    def test_a_refused_request_is_narrowed_down_to_the_culprit(self) -> None:
+        """Each of its records goes alone; the one that is refused again is dropped, and no other post."""
+        rig = Rig(count=4, linger=0.0)
+        posts = [rig.post(key(shard, 4)) for shard in range(4)]
+        rig.producer.offer(posts, 0.0)
+        request = rig.only_request(0.0)
+        assert len(request.records) == 4
+        assert rig.producer.on_failure(request, REFUSED, 0.0) == []
+        assert rig.producer.statistics().window == 8
+        alone = rig.producer.requests(1.0)
+        assert [len(single.records) for single in alone] == [1, 1, 1, 1]
+        outcomes = []
+        for single in alone:
+            if single.records[0].posts == [posts[2]]:
+                outcomes += rig.producer.on_failure(single, REFUSED, 1.1)
+            else:
+                outcomes += rig.answer(single, 1.1)
+        assert [posts[2].line] == lines(outcomes, DropReason.REFUSED)
+        assert sorted(post.line for post in posts if post is not posts[2]) == sorted(lines(outcomes))
+        (dropped,) = [outcome for outcome in outcomes if outcome.reason]
+        assert (dropped.attempts, dropped.message) == (2, "ValidationException: not valid")
+        assert rig.producer.is_drained
+
+    def test_a_lane_goes_on_after_a_refused_record(self) -> None:
+        """What waits behind the culprit is sent."""
+        rig = Rig(linger=0.0)
+        bad, good = rig.post(), rig.post()
+        rig.producer.offer([bad], 0.0)
+        request = rig.only_request(0.0)
+        rig.producer.offer([good], 0.0)
+        assert [bad.line] == lines(rig.producer.on_failure(request, REFUSED, 0.1), DropReason.REFUSED)
+        assert [good] == rig.only_record(0.1).posts
+
+    def test_a_record_filed_before_an_older_one_is_counted(self) -> None:
+        """Kinesis does not do that; if it ever did, somebody should know."""
+        rig = Rig(linger=0.0)
+        for number in ("5", "7", "6"):
+            rig.producer.offer([rig.post()], 0.0)
+            result = RecordResult(rig.model.open[0].shard_id, number)
+            rig.producer.on_response(rig.only_request(0.0), [result], 0.0)
+        assert rig.producer.order_violations == 1
+
+
+class TestTheLimitsOfARequest:
+    def test_records(self) -> None:
+        """A request holds 500 records at most; the rest goes beside it."""
+        rig = Rig(count=3, aggregate=False)
+        rig.producer.offer([rig.post(b"author-%d" % number) for number in range(5000)], 0.0)
+        requests = rig.producer.requests(0.0)
+        assert rig.producer.statistics().lanes == 501
+        assert [len(request.records) for request in requests] == [RECORDS_PER_REQUEST, 1]
+
+    def test_bytes(self) -> None:
+        """A request holds 10 MiB at most."""
+        rig = Rig(count=3, linger=0.0)
+        rig.producer.on_shards(rig.model.open, 0.0, record_limit=LARGEST_RECORD_BYTES)
+        rig.producer.offer([rig.post(key(shard, 3), 4 * MIB) for shard in range(3)], 0.0)
+        assert [len(request.records) for request in rig.producer.requests(0.0)] == [2, 1]
+
+    def test_a_record_that_finds_the_window_full_keeps_its_turn(self) -> None:
+        """What did not fit goes first when an answer comes, as it was."""
+        rig = Rig(count=3, linger=0.0)
+        rig.producer.on_shards(rig.model.open, 0.0, record_limit=LARGEST_RECORD_BYTES)
+        rig.producer.offer([rig.post()], 0.0)
+        for _ in range(2):
+            now = rig.producer.next_deadline()
+            rig.producer.on_failure(rig.only_request(now), NOT_STORED, now)
+        rig.answer(rig.only_request(1.0), 1.0)
+        assert rig.producer.statistics().window == 2
+        posts = [rig.post(key(shard, 3), 6 * MIB) for shard in range(3)]
+        rig.producer.offer(posts, 2.0)
+        requests = rig.producer.requests(2.0)
+        assert [[posts[:1]], [posts[1:2]]] == [[record.posts for record in request.records] for request in requests]
+        assert rig.producer.requests(2.0) == []
+        rig.answer(requests[0], 3.0)
+        assert posts[2:] == rig.only_record(3.0).posts
+
+
+class TestResharding:
+    def split_rig(self) -> tuple[Rig, list[Post]]:
+        """Make a record with posts of both halves of a shard, and split that shard while it is under way."""
+        rig = Rig(linger=0.0)
+        rig.model.split(0)
+        posts = [rig.post(key(half, 2)) for half in (0, 1, 0, 1)]
+        rig.producer.offer(posts, 0.0)
+        return rig, posts
+
+    def test_only_what_lies_outside_is_sent_again(self) -> None:
+        """Of a record that was stored astray, posts inside that shard's range are delivered, when the map is known."""
+        rig, posts = self.split_rig()
+        assert rig.answer(rig.only_request(0.0), 0.1) == []
+        asked = [rig.producer.wants_shards]
+        newer = [rig.post(key(half, 2)) for half in (0, 1)]
+        rig.producer.offer(newer, 0.2)
+        assert rig.producer.requests(0.2) == [], "nothing newer goes before the map is known"
+        outcomes = rig.refresh(0.3)
+        asked.append(rig.producer.wants_shards)
+        assert asked == [True, False]
+        assert [posts[0].line, posts[2].line] == lines(outcomes)
+        request = rig.only_request(0.3)
+        assert [[newer[0]], [posts[1], posts[3]]] == sorted((record.posts for record in request.records), key=len)
+        outcomes = rig.answer(request, 0.4)
+        assert sorted(outcome.repeated for outcome in outcomes) == [False, True]
+        rig.answer(rig.only_request(0.4), 0.5)
+        assert rig.producer.is_drained
+        for half in (0, 1):
+            wanted = [post.line for post in [*posts, *newer] if post.key == key(half, 2)]
+            assert wanted == rig.model.lines_of(key(half, 2))
+
+    def test_a_known_shard_needs_no_refresh(self) -> None:
+        """A record that was under way while the map changed is settled by the map that is there."""
+        rig, posts = self.split_rig()
+        request = rig.only_request(0.0)
+        rig.refresh(0.1)
+        outcomes = rig.answer(request, 0.2)
+        assert not rig.producer.wants_shards
+        assert [posts[0].line, posts[2].line] == lines(outcomes)
+        assert [posts[1], posts[3]] == rig.only_record(0.2).posts
+
+    def test_new_lanes_wait_for_what_is_under_way(self) -> None:
+        """An older record of the same keys must have its answer first; if it failed, it goes again at the front."""
+        rig, posts = self.split_rig()
+        request = rig.only_request(0.0)
+        rig.refresh(0.1)
+        newer = rig.post(key(1, 2))
+        rig.producer.offer([newer], 0.1)
+        assert rig.producer.requests(5.0) == []
+        assert rig.producer.next_deadline() == NEVER
+        assert rig.producer.on_response(request, [FAILED], 5.0) == []
+        records = rig.only_request(5.0).records
+        assert [[posts[0], posts[2]], [posts[1], posts[3]]] == [record.posts for record in records]
+        assert all(record.perhaps_stored for record in records)
+
+    def test_closing_does_not_hurry_new_lanes_past_the_old_ones(self) -> None:
+        """They still wait for what is under way, and then drain."""
+        rig, _ = self.split_rig()
+        request = rig.only_request(0.0)
+        rig.refresh(0.1)
+        newer = rig.post(key(1, 2))
+        rig.producer.offer([newer], 0.1)
+        rig.producer.close()
+        assert rig.producer.requests(0.2) == []
+        rig.producer.on_response(request, [RecordResult("shardId-000000000000", "1")], 0.3)
+        assert [newer] == rig.only_record(0.3).posts
+
+    def test_a_throttle_of_a_closed_shard_slows_nobody(self) -> None:
+        """The shards that took its place have a pace of their own."""
+        rig, posts = self.split_rig()
+        request = rig.only_request(0.0)
+        rig.refresh(0.1)
+        assert rig.producer.on_response(request, [THROTTLED], 0.2) == []
+        assert rig.producer.take_throttled() == ["shardId-000000000000"]
+        assert sum(len(record.posts) for record in rig.only_request(0.2).records) == len(posts)
+
+    def test_a_retired_record_that_was_refused_is_dropped(self) -> None:
+        """The lanes behind it begin all the same."""
+        rig, posts = self.split_rig()
+        request = rig.only_request(0.0)
+        rig.refresh(0.1)
+        newer = rig.post(key(0, 2))
+        rig.producer.offer([newer], 0.1)
+        assert len(posts) == len(lines(rig.producer.on_failure(request, REFUSED, 0.2), DropReason.REFUSED))
+        assert [newer] == rig.only_record(0.2).posts
+
+    def test_lanes_of_shards_that_stay_are_not_touched(self) -> None:
+        """A split elsewhere neither stops a lane nor forgets its pace."""
+        rig = Rig(count=2, linger=0.0)
+        rig.producer.offer([rig.post(key(0, 2))], 0.0)
+        request = rig.only_request(0.0)
+        rig.producer.offer([rig.post(key(0, 2))], 0.1)
+        rig.model.split(1)
+        assert rig.refresh(0.2) == []
+        assert rig.producer.statistics().lanes == 3
+        assert len(rig.answer(request, 0.3)) == 1
+        assert len(rig.only_record(0.3).posts) == 1
+
+    def test_what_waited_in_an_old_lane_is_dealt_out_anew(self) -> None:
+        """Posts that were not under way find their new lanes at once, in order."""
+        rig = Rig(linger=60.0)
+        rig.model.split(0)
+        keys = [key(0, 2), key(1, 2)]
+        posts = [rig.post(keys[number % 2]) for number in range(6)]
+        rig.producer.offer(posts, 0.0)
+        rig.refresh(0.1)
+        rig.producer.close()
+        records = rig.only_request(0.2).records
+        assert [posts[0::2], posts[1::2]] == [record.posts for record in records]
+
+    def test_a_stream_that_strays_all_the_time_is_believed_in_the_end(self) -> None:
+        """Where a fresh map does not help, records are not sent again for ever."""
+        rig = Rig(linger=0.0)
+        post = rig.post()
+        rig.producer.offer([post], 0.0)
+        outcomes: list[Outcome] = []
+        for attempt in range(1, 4):
+            outcomes += rig.producer.on_response(
+                rig.only_request(attempt), [RecordResult(STRAY, str(attempt))], attempt
+            )
+            outcomes += rig.refresh(attempt)
+        assert [post.line] == lines(outcomes)
+        assert rig.producer.is_drained
+
+    def test_the_same_shards_change_nothing(self) -> None:
+        """A refresh that brings no news keeps lanes, batches and deadlines."""
+        rig = Rig(linger=1.0)
+        rig.producer.offer([rig.post()], 0.0)
+        deadline = rig.producer.next_deadline()
+        assert rig.refresh(0.5) == []
+        assert deadline == rig.producer.next_deadline()
+        assert len(rig.only_record(deadline).posts) == 1
+
+
+class TestAStreamThatIgnoresKeys:
+    def rig(self) -> Rig:
+        """Make a producer that was told so."""
+        rig = Rig(count=2, linger=60.0)
+        rig.producer.on_shards(rig.model.open, 0.0, ignores_keys=True)
+        return rig
+
+    def test_posts_go_one_by_one_under_their_own_keys(self) -> None:
+        """The stream places each record itself, so a container would gain nothing and hide its keys."""
+        rig = self.rig()
+        posts = [rig.post(b"author-%d" % number) for number in range(20)]
+        rig.producer.offer(posts, 0.0)
+        records = rig.only_request(0.0).records
+        assert sorted(post.line for post in posts) == sorted(record.data for record in records)
+        assert all(record.posts[0].key.decode() == record.partition_key for record in records)
+        assert {("", SealReason.SINGLE)} == {(record.explicit_hash_key, record.sealed) for record in records}
+
+    def test_any_shard_may_answer_in_any_order(self) -> None:
+        """Neither a strange shard nor a falling number means anything there."""
+        rig = self.rig()
+        for number in ("9", "3"):
+            rig.producer.offer([rig.post()], 0.0)
+            (outcome,) = rig.producer.on_response(rig.only_request(0.0), [RecordResult(STRAY, number)], 0.0)
+            assert outcome.reason is None
+        assert rig.producer.order_violations == 0
+        assert not rig.producer.wants_shards
+
+    def test_a_record_astray_is_settled_when_the_stream_turns_out_to_ignore_keys(self) -> None:
+        """The news comes with the shards that were asked for because of it; nothing is lost between."""
+        rig = Rig(count=2, linger=0.0)
+        post = rig.post(key(0, 2))
+        rig.producer.offer([post], 0.0)
+        rig.producer.on_response(rig.only_request(0.0), [RecordResult(STRAY, "1")], 0.1)
+        outcomes = rig.producer.on_shards(rig.model.open, 0.2, ignores_keys=True)
+        assert outcomes == []
+        outcomes = rig.producer.on_response(rig.only_request(0.2), [RecordResult(STRAY, "2")], 0.3)
+        assert [post.line] == lines(outcomes)
+        assert rig.producer.is_drained
+
+    def test_it_may_follow_keys_again(self) -> None:
+        """With the next look at the stream, posts are packed again."""
+        rig = self.rig()
+        rig.producer.on_shards(rig.model.open, 1.0)
+        rig.producer.offer([rig.post(), rig.post()], 1.0)
+        rig.producer.close()
+        assert SealReason.DRAIN is rig.only_record(1.0).sealed
+
+
+class TestTheEnd:
+    def test_closing_an_empty_producer(self) -> None:
+        """There is nothing to do, and nothing to wait for."""
+        rig = Rig()
+        rig.producer.close()
+        assert rig.producer.is_drained
+        assert rig.producer.next_deadline() == NEVER
+        assert rig.producer.requests(1.0) == []
+        assert rig.producer.abandon() == []
+
+    def test_abandon_names_all_that_is_inside(self) -> None:
+        """Posts that linger, that back off, that are under way, and those of an older map: each exactly once."""
+        rig = Rig(count=3, linger=0.0)
+        posts = [rig.post(key(shard, 3)) for shard in range(3)]
+        rig.producer.offer(posts[:1], 0.0)
+        rig.only_request(0.0)
+        rig.producer.offer(posts[1:2], 0.0)
+        rig.producer.on_failure(rig.only_request(0.0), UNKNOWN, 0.0)
+        rig.producer.offer(posts[2:], 0.0)
+        rig.model.split(0)
+        rig.refresh(0.0)
+        (outcome,) = rig.producer.abandon()
+        assert DropReason.SHUTDOWN is outcome.reason
+        assert sorted(post.line for post in posts) == sorted(post.line for post in outcome.posts)
+        assert rig.producer.is_drained
+        assert rig.producer.statistics().bytes == 0
+
+
+class SharedShard:
+    """One shard's limit in bytes, as Kinesis keeps it: 1 MiB a second, a second's worth in advance."""
+
+    def __init__(self) -> None:
+        self.tokens = float(MIB)
+        self.at = 0.0
+        self.sequence = 0
+
+    def put(self, size: int, now: float) -> RecordResult:
+        self.tokens = min(MIB, self.tokens + (now - self.at) * MIB)
+        self.at = now
+        if size > self.tokens:
+            return THROTTLED
+        self.tokens -= size
+        self.sequence += 1
+        return RecordResult("shardId-000000000000", str(self.sequence))
+
+
+class Busy:
+    """A producer that always has more to send than a shard takes; its requests need a round trip of 20 ms."""
+
+    def __init__(self, seed: int, shard: SharedShard) -> None:
+        self.producer = Producer(linger=0.0, rng=Random(seed))
+        self.producer.on_shards(shards(1), 0.0)
+        self.shard = shard
+        self.under_way: list[tuple[float, PutRequest, list[RecordResult]]] = []
+        self.delivered = 0
+
+    def step(self, now: float) -> None:
+        while self.under_way and self.under_way[0][0] <= now:
+            _, request, results = self.under_way.pop(0)
+            for outcome in self.producer.on_response(request, results, now):
+                self.delivered += sum(len(post.line) for post in outcome.posts)
+        if self.producer.statistics().posts < 2:
+            self.producer.offer([Post(LARGE_LINE, "1", b"author", now)] * 4, now)
+        for request in self.producer.requests(now):
+            self.under_way.append(
+                (now + 0.02, request, [self.shard.put(record.size, now) for record in request.records])
+            )
+
+
+LARGE_LINE = b"x" * 100_000
+
+
+def test_producers_that_share_a_shard_come_to_equal_shares() -> None:
+    """One has the shard alone, another joins: within a minute each has about half, and little of it is wasted."""
+    shard = SharedShard()
+    first, second = Busy(1, shard), Busy(2, shard)
+
+    def run(start: int, end: int, *producers: Busy) -> list[float]:
+        before = [busy.delivered for busy in producers]
+        for tick in range(start * 50, end * 50):
+            for busy in producers:
+                busy.step(tick / 50)
+        return [(busy.delivered - count) / MIB / (end - start) for busy, count in zip(producers, before, strict=True)]
+
+    (alone,) = run(0, 10, first)
+    assert alone > 0.95
+    run(10, 60, first, second)
+    shares = run(60, 100, first, second)
+    assert sum(shares) > 0.9
+    assert min(shares) / sum(shares) > 0.4

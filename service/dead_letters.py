@@ -1,0 +1,65 @@
+"""
+What can never be delivered is kept here: JSON lines in a file beside the journal, with the reason.
+
+    {"time": "2026-11-23T14:00:00.000Z", "reason": "no_id", "attempts": 0, "message": "", "line": "..."}
+
+`line` is the text of the line; bytes that are no UTF-8 stand in `base64` instead. The file is bounded: at
+`FILE_BYTES` it becomes `dead-letters.1.jsonl`, in place of the one before. A disk that does not take it costs the
+bytes, never the daemon: the counters have counted the post already.
+"""
+
+import base64
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import orjson
+import structlog
+
+from service.core.limits import MIB
+from service.core.records import DropReason
+
+FILE_NAME = "dead-letters.jsonl"
+FILE_BYTES = 64 * MIB
+
+log = structlog.get_logger()
+
+
+class DeadLetters:
+    """
+    The file, opened at the first need.
+
+    Args:
+        directory: where it lies; None keeps nothing.
+        clock: the time of day, in seconds since 1970.
+    """
+
+    def __init__(self, directory: Path | None, clock: Callable[[], float]) -> None:
+        self._path = directory / FILE_NAME if directory else None
+        self._clock = clock
+
+    def add(self, line: bytes, reason: DropReason, attempts: int = 0, message: str = "") -> None:
+        """Keep one line. Trouble with the disk is logged and otherwise swallowed."""
+        if self._path is None:
+            return
+        time = datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        letter: dict[str, Any] = {"time": time, "reason": reason.value, "attempts": attempts, "message": message}
+        try:
+            letter["line"] = line.decode()
+        except UnicodeDecodeError:
+            letter["base64"] = base64.b64encode(line).decode()
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            if self._path.exists() and self._path.stat().st_size > FILE_BYTES:
+                self._path.replace(self._path.with_suffix(".1.jsonl"))
+            with self._path.open("ab") as file:
+                file.write(orjson.dumps(letter, option=orjson.OPT_APPEND_NEWLINE))
+        except OSError as error:
+            log.warning(
+                "dead_letter_lost",
+                reason=reason.value,
+                path=str(self._path),
+                error=error.strerror,
+                way_out="make room on the disk, or point MILLRACE_JOURNAL to a directory that can be written",
+            )

@@ -1,0 +1,891 @@
+import asyncio
+import hashlib
+import hmac
+import ipaddress
+import json
+import re
+import socket
+import ssl
+import struct
+from base64 import b64decode
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+from aiobotocore.config import AioConfig
+from aiobotocore.credentials import (
+    AioCredentialResolver,
+    AioRefreshableCredentials,
+)
+from aiobotocore.session import AioSession
+from aiohttp import web
+from botocore.configprovider import ConstantProvider
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from service.core.records import (
+    FailureKind,
+    KinesisRecord,
+    RecordResult,
+    RequestFailure,
+    SealReason,
+    Shard,
+    StreamFacts,
+)
+from service.kinesis import Kinesis, KinesisError
+
+_LOADER = AioSession().get_component("data_loader")  # shared, because reading botocore's models takes half a second
+
+REGION = "eu-west-1"
+ARN = "arn:aws:kinesis:eu-central-1:123456789012:stream/tweets"
+KEY_ID, SECRET, TOKEN = "AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", "FwoGZXIvYXdzEBYaDH" * 8
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the server answers; `cut` closes the connection before the body is complete."""
+
+    body: object = b""
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    cut: bool = False
+
+
+@dataclass(frozen=True)
+class Drop:
+    """The server reads the request and then ends the connection, politely or with a reset."""
+
+    reset: bool = False
+
+
+class Silence:
+    """The server reads the request and never answers."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A request as it came over the wire."""
+
+    method: str
+    url: str
+    headers: dict[str, str]
+    raw: bytes
+
+    @property
+    def operation(self) -> str:
+        return self.headers["x-amz-target"].partition(".")[2]
+
+    @property
+    def document(self) -> Any:
+        return json.loads(self.raw)
+
+
+class Server:
+    """Records every request and does what it is told, one told thing after the other, the last one for ever."""
+
+    def __init__(self) -> None:
+        self.seen: list[Seen] = []
+        self.arrived = asyncio.Event()
+        self._told: list[Reply | Drop | Silence] = []
+        self._closing = asyncio.Event()
+        self.url = ""
+
+    def tell(self, *told: Reply | Drop | Silence) -> None:
+        self._told = list(told)
+
+    @asynccontextmanager
+    async def running(self, tls: ssl.SSLContext | None = None) -> AsyncIterator[Self]:
+        app = web.Application(client_max_size=64 * 1024 * 1024)
+        app.router.add_route("*", "/{tail:.*}", self._handle)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
+        await site.start()
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{runner.addresses[0][1]}"
+        yield self
+        self._closing.set()
+        await runner.cleanup()
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        self.seen.append(Seen(request.method, str(request.url), headers, await request.read()))
+        self.arrived.set()
+        told = self._told.pop(0) if len(self._told) > 1 else self._told[0]
+        transport = request.transport
+        assert transport is not None
+        if isinstance(told, Silence):
+            await self._closing.wait()
+        if not isinstance(told, Reply):
+            if isinstance(told, Drop) and told.reset:
+                # No lingering: the kernel sends a reset instead of an orderly end.
+                transport.get_extra_info("socket").setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+                )
+            transport.abort()
+            return web.Response()
+        body = told.body if isinstance(told.body, bytes) else json.dumps(told.body).encode()
+        if told.cut:
+            response = web.StreamResponse(status=told.status, headers={"Content-Length": str(len(body) + 1)})
+            await response.prepare(request)
+            await response.write(body)
+            transport.close()
+            return response
+        return web.Response(status=told.status, headers=told.headers, body=body)
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Server]:
+    """Start the server on a free port."""
+    async with Server().running() as made:
+        yield made
+
+
+@pytest.fixture
+def session_at(tmp_path: Path) -> Callable[..., AioSession]:
+    """Give a session whose only configuration is a file of its own, as a user of AWS_CONFIG_FILE has it."""
+
+    def make(endpoint: str = "", *, region: str | None = REGION, token: str | None = None) -> AioSession:
+        config = tmp_path / "config"
+        service = f"services = here\n[services here]\nkinesis =\n  endpoint_url = {endpoint}\n" if endpoint else ""
+        config.write_text(f"[default]\n{service}", encoding="utf-8")
+        session = AioSession(profile="default")
+        session.register_component("data_loader", _LOADER)
+        session.set_config_variable("config_file", str(config))
+        session.set_config_variable("credentials_file", str(tmp_path / "none"))
+        session.get_component("config_store").set_config_provider("region", ConstantProvider(region))
+        session.set_credentials(KEY_ID, SECRET, token)
+        return session
+
+    return make
+
+
+@pytest.fixture
+async def kinesis(server: Server, session_at: Callable[..., AioSession]) -> AsyncIterator[Kinesis]:
+    """Open the stream `tweets` at the server."""
+    async with Kinesis("tweets", session=session_at(server.url), read_timeout=5) as made:
+        yield made
+
+
+def record(data: bytes = b"data", key: str = "lane-0", hash_key: str = "0") -> KinesisRecord:
+    """Make a record; what is inside does not matter here."""
+    return KinesisRecord(key, hash_key, data, posts=(), sealed=SealReason.SIZE)
+
+
+def stored(count: int = 1) -> Reply:
+    """Answer that all records are stored."""
+    entries = [{"SequenceNumber": f"4960{n}", "ShardId": f"shardId-{n:012d}"} for n in range(count)]
+    return Reply({"FailedRecordCount": 0, "EncryptionType": "NONE", "Records": entries})
+
+
+def error(code: str, status: int = 400, message: str = "", **headers: str) -> Reply:
+    """Answer as Kinesis does when it turns a request away."""
+    return Reply({"__type": code, "message": message}, status, headers)
+
+
+async def failure_of(kinesis: Kinesis, *records: KinesisRecord) -> RequestFailure:
+    """Put the records, expect that it fails, and that it says so in one line."""
+    answer = await kinesis.put(records or [record()])
+    assert isinstance(answer, RequestFailure)
+    assert "\n" not in answer.message
+    return answer
+
+
+def signature_is_right(seen: Seen, secret: str = SECRET) -> bool:
+    """Compute the signature of version 4 anew from what came over the wire."""
+    found = re.fullmatch(
+        r"AWS4-HMAC-SHA256 Credential=[^/]+/((\d{8})/([^/]+)/([^/]+)/aws4_request), "
+        r"SignedHeaders=(\S+), Signature=(\w+)",
+        seen.headers["authorization"],
+    )
+    assert found is not None
+    scope, day, region, service, names, signature = found.groups()
+    canonical = "\n".join(
+        [
+            "POST",
+            "/",
+            "",
+            *(f"{name}:{seen.headers[name].strip()}" for name in names.split(";")),
+            "",
+            names,
+            hashlib.sha256(seen.raw).hexdigest(),
+        ]
+    )
+    digest = hashlib.sha256(canonical.encode()).hexdigest()
+    key = f"AWS4{secret}".encode()
+    for part in (day, region, service, "aws4_request"):
+        key = hmac.digest(key, part.encode(), "sha256")
+    to_sign = f"AWS4-HMAC-SHA256\n{seen.headers['x-amz-date']}\n{scope}\n{digest}"
+    return hmac.compare_digest(signature, hmac.new(key, to_sign.encode(), "sha256").hexdigest())
+
+
+class TestPut:
+    async def test_results(self, server: Server, kinesis: Kinesis) -> None:
+        """Each record gets its own result, in the order of the request."""
+        throttle = {"ErrorCode": "ProvisionedThroughputExceededException", "ErrorMessage": "Rate exceeded"}
+        good = {"SequenceNumber": "49601", "ShardId": "shardId-000000000003"}
+        server.tell(Reply({"FailedRecordCount": 1, "Records": [good, throttle]}))
+        assert [
+            RecordResult("shardId-000000000003", "49601"),
+            RecordResult(None, None, "ProvisionedThroughputExceededException", "Rate exceeded"),
+        ] == await kinesis.put([record(), record()])
+
+    async def test_same_as_plain_client(
+        self, server: Server, kinesis: Kinesis, session_at: Callable[..., AioSession]
+    ) -> None:
+        """The server sees, and the caller gets, what the client's own put_records gives."""
+        failed = {"ErrorCode": "InternalFailure", "ErrorMessage": "Internal Service Failure"}
+        good = {"SequenceNumber": "49601", "ShardId": "shardId-000000000003"}
+        server.tell(Reply({"FailedRecordCount": 1, "EncryptionType": "KMS", "Records": [good, failed, good]}))
+        records = [
+            record(bytes(range(256)), "鍵 \"'\\\n😀", "7"),
+            record(b"", "b", str(2**128 - 1)),
+            record(b"c" * 70_000),
+        ]
+        ours = await kinesis.put(records)
+        async with session_at(server.url).create_client(
+            "kinesis", config=AioConfig(retries={"total_max_attempts": 1})
+        ) as c:
+            entries = [
+                {"Data": r.data, "PartitionKey": r.partition_key, "ExplicitHashKey": r.explicit_hash_key}
+                for r in records
+            ]
+            plain = await c.put_records(StreamName="tweets", Records=entries)
+        names = ("ShardId", "SequenceNumber", "ErrorCode", "ErrorMessage")
+        assert [RecordResult(*(entry.get(name) for name in names)) for entry in plain["Records"]] == ours
+
+        mine, theirs = server.seen
+        assert theirs.document == mine.document
+        assert (theirs.method, theirs.url) == (mine.method, mine.url)
+        for name in ("x-amz-target", "content-type", "host"):
+            assert theirs.headers[name] == mine.headers[name]
+        assert mine.headers["content-length"] == str(len(mine.raw))
+        assert "transfer-encoding" not in mine.headers
+        assert signature_is_right(mine)
+        assert signature_is_right(theirs)  # the check itself is right
+
+    async def test_no_hash_key(self, server: Server, kinesis: Kinesis) -> None:
+        """A record without an explicit hash key is sent without one, so that its partition key decides."""
+        server.tell(stored())
+        await kinesis.put([record(b"\x00", "key", "")])
+        assert server.seen[0].document["Records"] == [{"Data": "AA==", "PartitionKey": "key"}]
+
+    async def test_stream_by_arn(self, server: Server, session_at: Callable[..., AioSession]) -> None:
+        """A stream given by its ARN is named by it, and the request is signed for the region in it."""
+        server.tell(stored())
+        async with Kinesis(ARN, region=REGION, session=session_at(server.url)) as kinesis:
+            assert isinstance(await kinesis.put([record()]), list)
+        (seen,) = server.seen
+        assert seen.document["StreamARN"] == ARN
+        assert "StreamName" not in seen.document
+        assert "/eu-central-1/kinesis/" in seen.headers["authorization"]
+        assert signature_is_right(seen)
+
+    async def test_session_token(self, server: Server, session_at: Callable[..., AioSession]) -> None:
+        """The token of temporary credentials is sent, and signed."""
+        server.tell(stored())
+        async with Kinesis("tweets", session=session_at(server.url, token=TOKEN)) as kinesis:
+            await kinesis.put([record()])
+        (seen,) = server.seen
+        assert seen.headers["x-amz-security-token"] == TOKEN
+        assert "x-amz-security-token" in seen.headers["authorization"]
+        assert signature_is_right(seen)
+
+    async def test_region_of_environment(self, server: Server, session_at: Callable[..., AioSession]) -> None:
+        """AWS_REGION, handed in, goes before what botocore itself would take."""
+        server.tell(stored())
+        async with Kinesis("tweets", region="ap-northeast-1", session=session_at(server.url)) as kinesis:
+            await kinesis.put([record()])
+        assert "/ap-northeast-1/kinesis/" in server.seen[0].headers["authorization"]
+
+    async def test_largest_request(self, server: Server, kinesis: Kinesis) -> None:
+        """A request of nearly 10 MiB arrives whole, and its body is signed."""
+        server.tell(stored(10))
+        records = [record(bytes([n]) * 1_040_000, f"lane-{n}") for n in range(10)]
+        results = await kinesis.put(records)
+        assert isinstance(results, list)
+        assert [b64decode(entry["Data"]) for entry in server.seen[0].document["Records"]] == [r.data for r in records]
+        assert signature_is_right(server.seen[0])
+
+    async def test_requests_side_by_side(self, server: Server, kinesis: Kinesis) -> None:
+        """Requests in flight at the same time do not disturb each other's signatures."""
+        server.tell(stored())
+        await asyncio.gather(*(kinesis.put([record(bytes([n]) * 1000)]) for n in range(20)))
+        assert {bytes([n]) * 1000 for n in range(20)} == {
+            b64decode(s.document["Records"][0]["Data"]) for s in server.seen
+        }
+        assert all(signature_is_right(seen) for seen in server.seen)
+
+    async def test_cancel(self, server: Server, kinesis: Kinesis) -> None:
+        """A put that is cancelled ends as cancelled, and the next one works."""
+        server.tell(Silence(), stored())
+        task = asyncio.create_task(kinesis.put([record()]))
+        await asyncio.wait_for(server.arrived.wait(), 5)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert isinstance(await kinesis.put([record()]), list)
+
+
+class Vault:
+    """Hands out a new key each time it is asked, each valid for less time than botocore likes; or fails."""
+
+    METHOD = "vault"
+    CANONICAL_NAME = None
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.is_open = True
+
+    async def load(self) -> Any:
+        return AioRefreshableCredentials.create_from_metadata(await self._fetch(), self._fetch, self.METHOD)
+
+    async def _fetch(self) -> dict[str, str]:
+        self.asked += 1
+        if not self.is_open:
+            raise RuntimeError(f"the vault\nis closed; {KEY_ID} {SECRET} {TOKEN}")
+        expiry = datetime.now(UTC) + timedelta(seconds=60)
+        return {
+            "access_key": f"AKID{self.asked}",
+            "secret_key": f"secret{self.asked}",
+            "token": f"token{self.asked}",
+            "expiry_time": expiry.isoformat(),
+        }
+
+
+class TestCredentials:
+    async def test_refreshed(self, server: Server, session_at: Callable[..., AioSession]) -> None:
+        """Credentials near their end are renewed by their provider between two requests."""
+        server.tell(stored())
+        session = session_at(server.url)
+        vault = Vault()
+        session._credentials = None
+        session.register_component("credential_provider", AioCredentialResolver([vault]))
+        async with Kinesis("tweets", session=session) as kinesis:
+            await kinesis.put([record()])
+            await kinesis.put([record()])
+        first, second = server.seen
+        assert first.headers["x-amz-security-token"] != second.headers["x-amz-security-token"]
+        for seen in server.seen:
+            number = seen.headers["x-amz-security-token"].removeprefix("token")
+            assert signature_is_right(seen, f"secret{number}")
+
+    async def test_provider_fails(self, server: Server, session_at: Callable[..., AioSession]) -> None:
+        """A provider that raises, whatever it raises, makes the request wait, unsent, and its secrets stay in."""
+        session = session_at(server.url)
+        session._credentials = None
+        vault = Vault()
+        session.register_component("credential_provider", AioCredentialResolver([vault]))
+        async with Kinesis("tweets", session=session) as kinesis:
+            vault.is_open = False
+            failure = await failure_of(kinesis)
+        assert failure.kind is FailureKind.DENIED
+        assert "the vault is closed" in failure.message
+        assert not any(secret in failure.message for secret in (KEY_ID, SECRET, TOKEN))
+        assert not server.seen
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "codes"),
+    [
+        (
+            FailureKind.NOT_STORED,
+            400,
+            "ProvisionedThroughputExceededException LimitExceededException ThrottlingException KMSThrottlingException",
+        ),
+        (FailureKind.UNKNOWN, 500, "InternalFailureException InternalFailure ServiceUnavailable SomethingNew"),
+        (
+            FailureKind.DENIED,
+            400,
+            (
+                "AccessDeniedException ExpiredTokenException UnrecognizedClientException InvalidSignatureException "
+                "IncompleteSignatureException MissingAuthenticationTokenException ResourceNotFoundException "
+                "ResourceInUseException KMSDisabledException KMSInvalidStateException KMSAccessDeniedException "
+                "KMSNotFoundException KMSOptInRequired SomethingNewException"
+            ),
+        ),
+        (
+            FailureKind.REFUSED,
+            400,
+            "ValidationException InvalidArgumentException SerializationException RequestEntityTooLargeException",
+        ),
+    ],
+)
+class TestErrorAnswers:
+    async def test_kind(self, server: Server, kinesis: Kinesis, kind: FailureKind, status: int, codes: str) -> None:
+        """An error code says what became of the records, and is never answered by a hidden second request."""
+        for count, code in enumerate(codes.split(), 1):
+            server.tell(error(code, status))
+            assert (await failure_of(kinesis))[:2] == (kind, code)
+            assert len(server.seen) == count
+
+    async def test_full_name(
+        self, server: Server, kinesis: Kinesis, kind: FailureKind, status: int, codes: str
+    ) -> None:
+        """A code is understood with its namespace too, and in the header where the body has none."""
+        for code in codes.split():
+            header = f"{code}:http://internal.amazon.com/coral/com.amazon.coral.service/"
+            server.tell(
+                error(f"com.amazonaws.kinesis.v20131202#{code}", status),
+                Reply(b"{}", status, {"x-amzn-ErrorType": header}),
+            )
+            for _ in range(2):
+                assert (await failure_of(kinesis))[:2] == (kind, code)
+
+
+class TestAnswersOfOthers:
+    """A proxy, a load balancer or a wrong address answers in place of Kinesis."""
+
+    @pytest.mark.parametrize(
+        ("kind", "status"),
+        [
+            (FailureKind.UNKNOWN, 502),
+            (FailureKind.UNKNOWN, 503),
+            (FailureKind.UNKNOWN, 408),
+            (FailureKind.NOT_STORED, 429),
+            (FailureKind.REFUSED, 413),
+            (FailureKind.DENIED, 403),
+            (FailureKind.DENIED, 404),
+        ],
+    )
+    async def test_page(self, server: Server, kinesis: Kinesis, kind: FailureKind, status: int) -> None:
+        """A page with an error status is judged by the status and not quoted."""
+        server.tell(Reply(b"<html>\xff<h1>Sorry</h1></html>", status, {"Content-Type": "text/html"}))
+        failure = await failure_of(kinesis)
+        assert (kind, f"HTTP {status}") == failure[:2]
+        assert "html" not in failure.message
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            b"<html>welcome</html>",
+            b"",
+            b"\xff\xfe",
+            b"[]",
+            {"Records": "none"},
+            {"FailedRecordCount": 0},
+            {"Records": [{}]},
+            {"Records": [{"ShardId": "shardId-000000000000"}]},
+            {"Records": []},
+            {"Records": [{"ShardId": "a", "SequenceNumber": "1"}] * 2},
+        ],
+    )
+    async def test_unreadable_success(self, server: Server, kinesis: Kinesis, body: object) -> None:
+        """A success that does not say what became of each record leaves it unknown."""
+        server.tell(Reply(body))
+        assert (await failure_of(kinesis)).kind is FailureKind.UNKNOWN
+
+
+class TestMessages:
+    async def test_secrets_and_payload(self, server: Server, kinesis: Kinesis) -> None:
+        """Neither credentials nor what was sent come back in a message, however much of them the server repeats."""
+        texts = [
+            f"Value 'lane-77's key' at 'records.1.member.partitionKey' failed: {KEY_ID} {SECRET}\r\n{TOKEN}",
+            f"The Canonical String for this request should have been\n'POST\n/\n\nx-amz-security-token:{TOKEN}\n'",
+            f'Unexpected token in \'{{"Data":"{"cGF5bG9hZA" * 9}"}}\'',
+        ]
+        for code in (
+            "ValidationException",
+            "InvalidSignatureException",
+            "SerializationException",
+            "AccessDeniedException",
+        ):
+            for text in texts:
+                server.tell(error(code, message=text))
+                message = (await failure_of(kinesis)).message
+                assert not any(part in message for part in (KEY_ID, SECRET, TOKEN, "lane-77", "cGF5bG9hZA" * 5))
+                assert len(message) < 800
+
+    async def test_policy(self, server: Server, kinesis: Kinesis) -> None:
+        """A refused permission is quoted, because only AWS knows which one it was."""
+        text = "User: arn:aws:iam::123456789012:user/millrace is not authorized to perform: kinesis:PutRecords"
+        server.tell(error("AccessDeniedException", message=text))
+        assert text in (await failure_of(kinesis)).message
+
+    @pytest.mark.parametrize(("hours", "side"), [(-1, "ahead of"), (1, "behind")])
+    async def test_clock(self, server: Server, kinesis: Kinesis, hours: int, side: str) -> None:
+        """A signature refused by a server with another time is put down to the clock."""
+        date = datetime.now(UTC) + timedelta(hours=hours)
+        for code in ("InvalidSignatureException", "RequestExpired"):
+            server.tell(error(code, message="Signature expired", Date=format_datetime(date, usegmt=True)))
+            failure = await failure_of(kinesis)
+            assert failure.kind is FailureKind.DENIED
+            assert re.search(rf"clock of this machine is (3599|3600|3601) s {side}", failure.message)
+
+    async def test_clock_unknown(self, server: Server, kinesis: Kinesis) -> None:
+        """A request that came too late for a server that tells no time is put down to the clock, without a figure."""
+        server.tell(error("RequestExpired", Date=""))
+        assert "clock of this machine is not that of Kinesis" in (await failure_of(kinesis)).message
+
+    async def test_wrong_secret(self, server: Server, kinesis: Kinesis) -> None:
+        """A signature refused while the clocks agree is put down to the secret."""
+        server.tell(error("InvalidSignatureException"))
+        assert "secret access key" in (await failure_of(kinesis)).message
+
+
+def closed_port() -> int:
+    """Find a port where nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class TestOnTheWay:
+    @pytest.mark.parametrize("told", [Drop(), Drop(reset=True), Reply(b'{"Records":[', cut=True)])
+    async def test_connection_lost(self, server: Server, kinesis: Kinesis, told: Reply | Drop) -> None:
+        """A connection that ends after the request was sent leaves it unknown, and the request is not repeated."""
+        server.tell(told)
+        assert (await failure_of(kinesis)).kind is FailureKind.UNKNOWN
+        assert len(server.seen) == 1
+
+    async def test_no_answer(self, server: Server, session_at: Callable[..., AioSession]) -> None:
+        """An answer that does not come in time leaves the records unknown."""
+        server.tell(Silence())
+        async with Kinesis("tweets", session=session_at(server.url), read_timeout=0.05) as kinesis:
+            failure = await failure_of(kinesis)
+        assert failure[:2] == (FailureKind.UNKNOWN, "ReadTimeoutError")
+        assert len(server.seen) == 1
+
+    async def test_peer_stops_reading(self, session_at: Callable[..., AioSession]) -> None:
+        """A peer that takes a part of the request and no more does not hold it for ever."""
+        with socket.socket() as deaf:
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            deaf.bind(("127.0.0.1", 0))
+            deaf.listen()
+            session = session_at(f"http://127.0.0.1:{deaf.getsockname()[1]}")
+            async with Kinesis("tweets", session=session, request_timeout=0.3) as kinesis:
+                failure = await failure_of(kinesis, *[record(b"x" * 1_000_000)] * 10)
+        assert failure.kind is FailureKind.UNKNOWN
+        assert "0.3 s" in failure.message
+
+    async def test_nobody_listens(self, session_at: Callable[..., AioSession]) -> None:
+        """A connection that is refused stores nothing, and the line names the host and what to check."""
+        port = closed_port()
+        async with Kinesis("tweets", session=session_at(f"http://127.0.0.1:{port}")) as kinesis:
+            failure = await failure_of(kinesis)
+        assert failure.kind is FailureKind.NOT_STORED
+        assert f"127.0.0.1:{port}" in failure.message
+        assert "AWS_ENDPOINT_URL_KINESIS" in failure.message
+
+    async def test_no_connection_in_time(self, session_at: Callable[..., AioSession]) -> None:
+        """A connection that is not made in time stores nothing."""
+        with socket.socket() as busy, socket.socket() as first, socket.socket() as second:
+            busy.bind(("127.0.0.1", 0))
+            busy.listen(0)
+            # Nobody accepts, so these two fill the queue, and the kernel lets the next one wait.
+            for other in (first, second):
+                other.setblocking(False)
+                with suppress(BlockingIOError):
+                    other.connect(busy.getsockname())
+            session = session_at(f"http://127.0.0.1:{busy.getsockname()[1]}")
+            async with Kinesis("tweets", session=session, connect_timeout=0.1) as kinesis:
+                failure = await failure_of(kinesis)
+        assert failure[:2] == (FailureKind.NOT_STORED, "ConnectTimeoutError")
+
+
+class TestShards:
+    async def test_pages(self, server: Server, kinesis: Kinesis) -> None:
+        """All pages are fetched, later ones by the token alone, and the shards come by their hash keys."""
+        middle = 2**127
+
+        def shard(number: int, first: int, last: int) -> dict[str, Any]:
+            keys = {"StartingHashKey": str(first), "EndingHashKey": str(last)}
+            numbers = {"StartingSequenceNumber": "4960"}
+            return {"ShardId": f"shardId-{number:012d}", "HashKeyRange": keys, "SequenceNumberRange": numbers}
+
+        server.tell(
+            Reply({"Shards": [shard(3, middle, 2**128 - 1)], "NextToken": "more"}),
+            Reply({"Shards": [shard(4, 0, middle - 1)], "NextToken": None}),
+        )
+        assert [
+            Shard("shardId-000000000004", 0, middle - 1),
+            Shard("shardId-000000000003", middle, 2**128 - 1),
+        ] == await kinesis.shards()
+        first, second = server.seen
+        assert (first.operation, second.operation) == ("ListShards", "ListShards")
+        assert first.document == {"StreamName": "tweets", "ShardFilter": {"Type": "AT_LATEST"}}
+        assert second.document == {"NextToken": "more"}
+        assert signature_is_right(second)
+
+    async def test_error(self, server: Server, kinesis: Kinesis) -> None:
+        """A refresh that is throttled says so, and that it may be tried again."""
+        server.tell(error("LimitExceededException", message="Rate exceeded"))
+        with pytest.raises(KinesisError, match="throttles stream tweets in eu-west-1") as caught:
+            await kinesis.shards()
+        assert caught.value.kind is FailureKind.NOT_STORED
+
+    async def test_connection_lost(self, server: Server, kinesis: Kinesis) -> None:
+        """A refresh whose connection breaks raises the same error, without the exceptions of the library behind it."""
+        server.tell(Drop())
+        with pytest.raises(KinesisError) as caught:
+            await kinesis.shards()
+        assert caught.value.__cause__ is None
+        assert caught.value.__context__ is None
+
+
+class TestFacts:
+    SUMMARY = {  # noqa: RUF012 - only read
+        "StreamName": "tweets",
+        "StreamARN": ARN,
+        "StreamStatus": "ACTIVE",
+        "RetentionPeriodHours": 24,
+        "StreamCreationTimestamp": 1763894400.0,
+        "EnhancedMonitoring": [{"ShardLevelMetrics": []}],
+        "OpenShardCount": 4,
+    }
+
+    async def test_modern(self, server: Server, kinesis: Kinesis) -> None:
+        """What the API added lately is taken up: mode, record size, and the streams that ignore keys."""
+        later = {
+            "StreamModeDetails": {"StreamMode": "ON_DEMAND"},
+            "MaxRecordSizeInKiB": 10240,
+            "RecordDistributionStrategy": "AUTO",
+        }
+        server.tell(Reply({"StreamDescriptionSummary": self.SUMMARY | later}))
+        assert await kinesis.facts() == StreamFacts("tweets", ARN, "ACTIVE", "ON_DEMAND", 4, 10 * 1024 * 1024, True)
+        assert server.seen[0].operation == "DescribeStreamSummary"
+
+    async def test_plain(self, server: Server, kinesis: Kinesis) -> None:
+        """A summary that does not speak of them means what all streams had before."""
+        server.tell(Reply({"StreamDescriptionSummary": self.SUMMARY}))
+        assert await kinesis.facts() == StreamFacts("tweets", ARN, "ACTIVE", "PROVISIONED", 4, 1024 * 1024, False)
+
+    async def test_keyed(self, server: Server, kinesis: Kinesis) -> None:
+        """A stream that says it goes by partition keys does not ignore them."""
+        server.tell(
+            Reply({"StreamDescriptionSummary": self.SUMMARY | {"RecordDistributionStrategy": "USER_PARTITION_KEY"}})
+        )
+        assert (await kinesis.facts()).ignores_keys is False
+
+    async def test_no_stream(self, server: Server, kinesis: Kinesis) -> None:
+        """A stream that does not exist is named, with its region and the setting."""
+        server.tell(error("ResourceNotFoundException", message="Stream tweets under account 1 not found."))
+        with pytest.raises(KinesisError, match=r"no stream tweets in eu-west-1: check MILLRACE_STREAM") as caught:
+            await kinesis.facts()
+        assert caught.value.kind is FailureKind.DENIED
+
+    async def test_not_kinesis(self, server: Server, kinesis: Kinesis) -> None:
+        """An endpoint that answers something else is told by the setting that names it."""
+        for body in (b"<html>hello</html>", b"\xff", {"StreamDescriptionSummary": {"StreamName": "tweets"}}):
+            server.tell(Reply(body))
+            with pytest.raises(KinesisError, match="AWS_ENDPOINT_URL_KINESIS"):
+                await kinesis.facts()
+
+
+class TestProbe:
+    @pytest.fixture
+    async def behind_proxy(self, server: Server, session_at: Callable[..., AioSession]) -> AsyncIterator[Kinesis]:
+        """Talk to a host of AWS, by plain HTTP, so that the proxy (our server) sees the request itself."""
+        session = session_at(f"http://kinesis.{REGION}.amazonaws.com")
+        session.set_default_client_config(AioConfig(proxies={"http": server.url}))
+        async with Kinesis("tweets", session=session) as made:
+            yield made
+
+    @pytest.mark.parametrize("code", ["DryRunOperationException", "InvalidArgumentException"])
+    async def test_allowed(self, server: Server, behind_proxy: Kinesis, code: str) -> None:
+        """The probe is a dry run of a record that no Kinesis can place, so that nothing is ever stored."""
+        server.tell(error(code))
+        await behind_proxy.probe()
+        (seen,) = server.seen
+        assert seen.url.startswith(f"http://kinesis.{REGION}.amazonaws.com")
+        assert seen.document["DryRun"] is True
+        (entry,) = seen.document["Records"]
+        assert int(entry["ExplicitHashKey"]) == 2**128
+
+    async def test_not_allowed(self, server: Server, behind_proxy: Kinesis) -> None:
+        """A missing permission is told before the first post."""
+        server.tell(error("AccessDeniedException", message="not authorized to perform: kinesis:PutRecords"))
+        with pytest.raises(KinesisError, match="kinesis:PutRecords") as caught:
+            await behind_proxy.probe()
+        assert caught.value.kind is FailureKind.DENIED
+
+    async def test_custom_endpoint(self, server: Server, kinesis: Kinesis) -> None:
+        """A stand-in, which may take a dry run for a real request, is not probed."""
+        server.tell(stored())
+        await kinesis.probe()
+        assert not server.seen
+
+
+class TestStart:
+    """Faults of the configuration, each in one line, before anything is sent."""
+
+    @staticmethod
+    async def fault_of(session: AioSession, stream: str = "tweets") -> str:
+        with pytest.raises(KinesisError) as caught:
+            async with Kinesis(stream, session=session):
+                pass
+        assert caught.value.kind is FailureKind.DENIED
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    async def test_no_region(self, server: Server, session_at: Callable[..., AioSession]) -> None:
+        """A missing region is told by the name of its variable, with and without an endpoint of one's own."""
+        assert "set AWS_REGION" in await self.fault_of(session_at(region=None))
+        assert "set AWS_REGION" in await self.fault_of(session_at(server.url, region=None))
+
+    async def test_no_credentials(self, server: Server, session_at: Callable[..., AioSession]) -> None:
+        """Missing credentials are told with the ways to give them."""
+        session = session_at(server.url)
+        session._credentials = None
+        session.register_component("credential_provider", AioCredentialResolver([]))
+        fault = await self.fault_of(session)
+        assert "No AWS credentials" in fault
+        assert "AWS_ACCESS_KEY_ID" in fault
+        assert not server.seen
+
+    async def test_provider_fails(self, server: Server, session_at: Callable[..., AioSession]) -> None:
+        """A provider that cannot do its work is told with its own reason."""
+        session = session_at(server.url)
+        session._credentials = None
+        vault = Vault()
+        vault.is_open = False
+        session.register_component("credential_provider", AioCredentialResolver([vault]))
+        assert "the vault is closed" in await self.fault_of(session)
+
+    async def test_no_such_profile(self, session_at: Callable[..., AioSession]) -> None:
+        """A profile that is in no file is named."""
+        session = session_at()
+        session.set_config_variable("profile", "production")
+        assert "production" in await self.fault_of(session)
+
+    async def test_endpoint_no_url(self, session_at: Callable[..., AioSession]) -> None:
+        """An endpoint that is no URL is told by the name of its variable."""
+        assert "AWS_ENDPOINT_URL_KINESIS" in await self.fault_of(session_at("localhost:4567"))
+
+    async def test_unreachable(self, session_at: Callable[..., AioSession]) -> None:
+        """An endpoint where nothing listens is told at the first call."""
+        async with Kinesis("tweets", session=session_at(f"http://127.0.0.1:{closed_port()}")) as kinesis:
+            with pytest.raises(KinesisError, match="No connection to 127") as caught:
+                await kinesis.facts()
+        assert caught.value.kind is FailureKind.NOT_STORED
+
+    async def test_credentials_refused(self, server: Server, kinesis: Kinesis) -> None:
+        """Credentials that AWS does not know are told without repeating them."""
+        server.tell(error("UnrecognizedClientException", message=f"The security token {TOKEN} is invalid."))
+        with pytest.raises(KinesisError, match=r"^The AWS credentials are refused \(Unrecog") as caught:
+            await kinesis.facts()
+        assert TOKEN not in str(caught.value)
+
+
+class Tunnel:
+    """A proxy that notes which hosts it is asked for and connects to none."""
+
+    def __init__(self) -> None:
+        self.hosts: list[str] = []
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        self.hosts.append(head.split()[1].decode())
+        writer.write(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    ("stream", "options", "data_host", "control_host"),
+    [
+        ("tweets", {}, "kinesis.eu-west-1.amazonaws.com", "kinesis.eu-west-1.amazonaws.com"),
+        ("tweets", {"use_fips_endpoint": True}, "kinesis-fips.eu-west-1.amazonaws.com", None),
+        ("tweets", {"use_dualstack_endpoint": True}, "kinesis.eu-west-1.api.aws", None),
+        (
+            ARN,
+            {},
+            "123456789012.data-kinesis.eu-central-1.amazonaws.com",
+            "123456789012.control-kinesis.eu-central-1.amazonaws.com",
+        ),
+    ],
+)
+async def test_endpoint_rules_and_proxy(
+    session_at: Callable[..., AioSession],
+    stream: str,
+    options: dict[str, bool],
+    data_host: str,
+    control_host: str | None,
+) -> None:
+    """The host is the one of botocore's rules, asked through the proxy; a tunnel that fails stores nothing."""
+    tunnel = Tunnel()
+    proxy = await asyncio.start_server(tunnel.serve, "127.0.0.1", 0)
+    session = session_at()
+    url = f"http://me:password@127.0.0.1:{proxy.sockets[0].getsockname()[1]}"
+    session.set_default_client_config(AioConfig(proxies={"https": url}, **options))
+    async with proxy, Kinesis(stream, session=session) as kinesis:
+        failure = await failure_of(kinesis)
+        with pytest.raises(KinesisError):
+            await kinesis.shards()
+    assert failure.kind is FailureKind.NOT_STORED
+    assert "proxy" in failure.message
+    assert "password" not in failure.message
+    assert tunnel.hosts == [f"{data_host}:443", f"{control_host or data_host}:443"]
+
+
+class TestTls:
+    @pytest.fixture
+    def bundle(self, tmp_path: Path) -> Path:
+        """Make a certificate for 127.0.0.1 that signs itself, with its key, in one file."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a stand-in")])
+        now = datetime.now(UTC)
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(name)
+            .issuer_name(name)
+            .public_key(key.public_key())
+            .serial_number(1)
+            .not_valid_before(now - timedelta(days=1))
+            .not_valid_after(now + timedelta(days=1))
+            .add_extension(
+                x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
+            )
+            .sign(key, hashes.SHA256())
+        )
+        path = tmp_path / "bundle.pem"
+        path.write_bytes(
+            certificate.public_bytes(serialization.Encoding.PEM)
+            + key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
+        return path
+
+    @pytest.fixture
+    async def tls_server(self, bundle: Path) -> AsyncIterator[Server]:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(bundle)
+        async with Server().running(context) as made:
+            made.tell(stored(3))
+            yield made
+
+    async def test_own_authority(self, tls_server: Server, bundle: Path, session_at: Callable[..., AioSession]) -> None:
+        """AWS_CA_BUNDLE decides whom to trust, and a large body passes through TLS whole."""
+        session = session_at(tls_server.url)
+        session.set_config_variable("ca_bundle", str(bundle))
+        async with Kinesis("tweets", session=session) as kinesis:
+            assert isinstance(await kinesis.put([record(b"x" * 900_000)] * 3), list)
+        assert signature_is_right(tls_server.seen[0])
+
+    async def test_stranger(self, tls_server: Server, session_at: Callable[..., AioSession]) -> None:
+        """A server whose certificate nobody vouches for gets no request, and the line names AWS_CA_BUNDLE."""
+        async with Kinesis("tweets", session=session_at(tls_server.url)) as kinesis:
+            failure = await failure_of(kinesis)
+        assert failure.kind is FailureKind.DENIED
+        assert "AWS_CA_BUNDLE" in failure.message
+        assert not tls_server.seen
+
+    async def test_no_bundle(self, tls_server: Server, tmp_path: Path, session_at: Callable[..., AioSession]) -> None:
+        """A bundle that cannot be read is told as such."""
+        (tmp_path / "empty.pem").touch()
+        for name in ("missing.pem", "empty.pem"):
+            session = session_at(tls_server.url)
+            session.set_config_variable("ca_bundle", str(tmp_path / name))
+            async with Kinesis("tweets", session=session) as kinesis:
+                failure = await failure_of(kinesis)
+            assert failure.kind is FailureKind.DENIED
+            assert "AWS_CA_BUNDLE" in failure.message
+        assert not tls_server.seen
