@@ -1,0 +1,532 @@
+import base64
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from processor.failures import Quarantine
+from processor.handler import RESERVE_SECONDS, Processor, Settings, SettingsError
+from processor.items import Item, Shape
+from processor.table import TableError, TableWriter, connect_reader
+from processor.wire import Aggregate
+from tests.processor.fake_dynamodb import (
+    HALF,
+    LOST,
+    NONE,
+    STORED,
+    TABLE,
+    UNREACHABLE,
+    Clock,
+    FakeDynamo,
+    Inline,
+    served_by_moto,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+BATCH = json.loads((Path(__file__).parent / "events" / "batch.json").read_text())
+STREAM = "arn:aws:kinesis:eu-central-1:123456789012:stream/posts"
+THROTTLED = "ProvisionedThroughputExceededException"
+
+
+class Context:
+    """Lambda's context with so many seconds left."""
+
+    aws_request_id = "request-1"
+
+    def __init__(self, seconds: float = 60) -> None:
+        self._seconds = seconds
+
+    def get_remaining_time_in_millis(self) -> int:
+        return int(self._seconds * 1000)
+
+
+class Shelf:
+    """A quarantine's store in memory, which fails for the keys that `broken` names."""
+
+    def __init__(self, broken: Callable[[str], bool] = lambda _: False) -> None:
+        self.objects: dict[str, Any] = {}
+        self._broken = broken
+
+    def put(self, key: str, body: bytes) -> None:
+        if self._broken(key):
+            raise OSError("the shelf is full")
+        self.objects[key] = json.loads(body)
+
+    @property
+    def payloads(self) -> set[bytes]:
+        return {base64.b64decode(document["data"]) for document in self.objects.values()}
+
+
+class House:
+    """A processor with all that is around it."""
+
+    def __init__(
+        self,
+        table: FakeDynamo | None = None,
+        shelf: Shelf | None = None,
+        clock: Clock | None = None,
+        pool: Executor | None = None,
+    ) -> None:
+        self.clock = clock or Clock()
+        self.table = table or FakeDynamo()
+        self.shelf = shelf or Shelf()
+        self._output = io.StringIO()
+        pool = pool or Inline()
+        writer = TableWriter(TABLE, lambda: self.table, pool, clock=self.clock, sleep=self.clock.sleep, chance=max)
+        self.processor = Processor(
+            Shape(),
+            writer,
+            Quarantine(self.shelf),
+            pool,
+            function_name="stack-DDBEventProcessor",
+            clock=self.clock,
+            now=lambda: 1_795_165_206.5,
+            output=self._output,
+        )
+
+    def process(self, *records: dict[str, Any], seconds: float = 60) -> str | None:
+        """Run one invocation; return the sequence number that it reports, if any."""
+        response = self.processor.process({"Records": list(records)}, Context(seconds))
+        assert list(response) == ["batchItemFailures"]
+        assert len(response["batchItemFailures"]) <= 1
+        for failure in response["batchItemFailures"]:
+            number: str = failure["itemIdentifier"]
+            return number
+        return None
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self._output.getvalue().splitlines()]
+
+    @property
+    def messages(self) -> dict[str, str]:
+        return {key: item["Message"]["S"] for key, item in self.table.items.items()}
+
+
+def record(sequence_number: int, data: bytes | str) -> dict[str, Any]:
+    """A Kinesis record as Lambda sends it; text stands for its base64 as it is."""
+    return {
+        "kinesis": {
+            "kinesisSchemaVersion": "1.0",
+            "partitionKey": "lane-0",
+            "sequenceNumber": str(sequence_number),
+            "data": data if isinstance(data, str) else base64.b64encode(data).decode(),
+            "approximateArrivalTimestamp": 1_795_165_200.5,
+        },
+        "eventSource": "aws:kinesis",
+        "eventVersion": "1.0",
+        "eventID": f"shardId-000000000000:{sequence_number}",
+        "eventName": "aws:kinesis:record",
+        "invokeIdentityArn": "arn:aws:iam::123456789012:role/processor",
+        "awsRegion": "eu-central-1",
+        "eventSourceARN": STREAM,
+    }
+
+
+def post(post_id: int, text: str = "hello") -> bytes:
+    """A line of the stream."""
+    return json.dumps({"data": {"id": str(post_id), "text": text}}).encode()
+
+
+def aggregate(lines: Iterable[bytes]) -> bytes:
+    """A container of these lines."""
+    container = Aggregate()
+    for line in lines:
+        container.add(b"42", line)
+    return container.seal()
+
+
+def counts(line: dict[str, Any]) -> tuple[int, ...]:
+    """Posts, written, duplicates, quarantined, unwritten of a log line."""
+    return tuple(line[name] for name in ("Posts", "Written", "Duplicates", "Quarantined", "Unwritten"))
+
+
+class TestTheWholeWay:
+    def test_an_event_of_lambda_ends_in_table_and_quarantine(self) -> None:
+        """Raw and aggregated posts are items, the newer version of one wins, and what is broken is kept aside."""
+        house = House()
+
+        assert house.process(*BATCH["Records"]) is None
+
+        assert house.messages == {
+            "2123700000000000001": "おはよう、世界",
+            "2123700000000000002": "水車小屋の朝 & 川の音",
+            "2123700000000000003": "小麦を二袋",
+            "2123700000000000004": "Second thoughts <3 😀",
+        }
+        assert {document["reason"] for document in house.shelf.objects.values()} == {
+            "not JSON: Expecting value at character 0",
+            "damaged aggregate: the digest does not fit the content",
+        }
+        assert counts(house.log[0]) == (7, 4, 1, 2, 0)
+
+    def test_a_replay_changes_nothing(self) -> None:
+        """The same event again leaves the same items and the same quarantine."""
+        house = House()
+        house.process(*BATCH["Records"])
+        before = dict(house.table.items), dict(house.shelf.objects)
+
+        house.process(*BATCH["Records"])
+
+        assert before == (house.table.items, house.shelf.objects)
+
+    def test_an_empty_batch_is_a_success(self) -> None:
+        """A batch without records reports nothing."""
+        house = House()
+
+        assert house.process() is None
+        assert counts(house.log[0]) == (0, 0, 0, 0, 0)
+
+    def test_threads_change_nothing(self) -> None:
+        """With calls in parallel the result is the same as one by one."""
+        records = [record(n, aggregate(post(25 * n + m) for m in range(25))) for n in range(40)]
+        with ThreadPoolExecutor(8) as pool:
+            house = House(FakeDynamo([THROTTLED, HALF, NONE] * 5), pool=pool)
+            assert house.process(*records) is None
+
+        assert len(house.table.items) == 1_000
+
+
+class TestReport:
+    def test_only_the_lowest_sequence_number_is_reported(self) -> None:
+        """Of several records that could not be stored, the lowest is named once; numbers are compared as numbers."""
+        house = House(FakeDynamo([NONE] * 10_000))
+
+        assert house.process(record(1000, post(1)), record(998, post(2)), record(999, post(3))) == "998"
+
+    def test_a_record_is_reported_for_any_of_its_posts(self) -> None:
+        """One post of an aggregate that could not be stored brings the whole record back."""
+        table = FakeDynamo([HALF, *[NONE] * 10_000])
+        house = House(table)
+
+        assert house.process(record(5, post(0)), record(6, aggregate([post(1), post(2), post(3)]))) == "5"
+        assert set(table.items) == {"1", "3"}
+        assert counts(house.log[0]) == (4, 2, 0, 0, 2)
+
+    def test_an_older_version_is_not_done_while_the_newer_is_not_stored(self) -> None:
+        """A record whose post was to be overwritten comes again together with the one that overwrites it."""
+        house = House(FakeDynamo([NONE] * 10_000))
+
+        assert house.process(record(1, post(7, "old")), record(2, post(7, "new"))) == "1"
+        assert counts(house.log[0]) == (2, 0, 0, 0, 2)
+
+    def test_the_next_invocation_finishes_the_work(self) -> None:
+        """After a report, Lambda's replay from there on stores what was missing, the newest version last."""
+        table = FakeDynamo([NONE] * 10)
+        house = House(table)
+        records = [record(1, post(7, "old")), record(2, post(7, "new"))]
+
+        assert house.process(*records, seconds=6) == "1"
+        assert house.process(*records) is None
+        assert house.messages == {"7": "new"}
+
+    @pytest.mark.parametrize(("seconds", "left"), [(60, RESERVE_SECONDS), (6, 3), (0, 0)])
+    def test_an_invocation_ends_in_time(self, seconds: float, left: float) -> None:
+        """A table that is throttled for ever leaves the reserve to log and answer, or half of a short time."""
+        clock = Clock()
+        house = House(FakeDynamo([NONE] * 10_000), clock=clock)
+
+        assert house.process(record(1, post(1)), seconds=seconds) == "1"
+        assert clock.now - 1_000 <= seconds - left
+
+    def test_a_table_that_does_not_exist_fails_the_invocation(self) -> None:
+        """What only an operator can heal is an error of the function, so that its alarm goes off."""
+        house = House(FakeDynamo(["AccessDeniedException"]))
+
+        with pytest.raises(TableError, match="no permission"):
+            house.process(record(1, post(1)))
+
+
+class TestPoison:
+    @pytest.mark.parametrize("position", range(4))
+    @pytest.mark.parametrize(
+        "poison",
+        [
+            b"",
+            b"no json",
+            b"\xff",
+            b"{}",
+            aggregate([b"no json"]),
+            aggregate([post(9)])[:-1],
+            "no base64!",
+            "あ",
+            post(8, "x" * 500_000),
+        ],
+        ids=[
+            "empty",
+            "text",
+            "bytes",
+            "no-id",
+            "in-aggregate",
+            "cut-aggregate",
+            "not-base64",
+            "not-ascii",
+            "too-large",
+        ],
+    )
+    def test_a_bad_record_never_stops_the_shard(self, poison: bytes | str, position: int) -> None:
+        """Wherever in the batch it stands, a bad record is kept aside and all others are stored."""
+        records = [record(number, post(number)) for number in range(3)]
+        records.insert(position, record(100, poison))
+        house = House()
+
+        assert house.process(*records) is None
+        assert set(house.table.items) == {"0", "1", "2"}
+        assert len(house.shelf.objects) == 1
+        assert counts(house.log[0]) == (4, 3, 0, 1, 0)
+
+    def test_what_the_table_refuses_is_kept_aside(self) -> None:
+        """An item that DynamoDB will never take goes to quarantine with its words; its neighbours are stored."""
+        house = House(FakeDynamo(invalid=lambda item: item["Id"]["S"] == "1"))
+
+        assert house.process(record(5, aggregate([post(0), post(1), post(2)]))) is None
+        assert set(house.table.items) == {"0", "2"}
+        ((key, document),) = house.shelf.objects.items()
+        assert key == "posts/shardId-000000000000/5-1.json"
+        assert document["reason"].startswith("ValidationException: ")
+        assert base64.b64decode(document["data"]) == post(1)
+
+    def test_a_refused_version_does_not_take_the_older_one_with_it(self) -> None:
+        """Where the newest version of a post is refused, the one before it is stored."""
+        house = House(FakeDynamo(invalid=lambda item: item["Message"]["S"] == "bad"))
+        texts = ["first", "good", "bad", "bad"]
+
+        assert house.process(*(record(n, post(7, text)) for n, text in enumerate(texts))) is None
+        assert house.messages == {"7": "good"}
+        assert counts(house.log[0]) == (4, 1, 1, 2, 0)
+
+    def test_a_record_that_cannot_be_kept_aside_is_reported(self) -> None:
+        """When the quarantine fails, its records come again, and the log says why it failed."""
+        house = House(shelf=Shelf(broken=lambda key: key.endswith("/3-0.json")))
+
+        assert house.process(record(1, b"bad"), record(2, post(2)), record(3, b"bad"), record(4, b"bad")) == "3"
+        assert set(house.table.items) == {"2"}
+        assert house.log[0]["QuarantineFault"] == "OSError: the shelf is full"
+        assert counts(house.log[0]) == (4, 1, 0, 2, 1)
+
+    def test_what_is_refused_at_the_last_moment_is_still_kept_aside(self) -> None:
+        """A part of the reserve is for the quarantine of what the table refused when the time was up."""
+        clock = Clock()
+        seconds = 60 - RESERVE_SECONDS + 0.5
+        house = House(FakeDynamo(invalid=lambda _: True, clock=clock, seconds=seconds), clock=clock)
+
+        assert house.process(record(1, post(1)), seconds=60) is None
+        assert house.shelf.payloads == {post(1)}
+
+    def test_the_quarantine_keeps_to_the_time_too(self) -> None:
+        """With no time left nothing is begun, and the record is reported."""
+        house = House()
+
+        assert house.process(record(1, b"bad"), seconds=0) == "1"
+        assert not house.shelf.objects
+
+
+class TestLog:
+    def test_one_line_is_log_and_metrics(self) -> None:
+        """The line is CloudWatch's embedded metric format, and each metric that it declares has a number."""
+        house = House(FakeDynamo([HALF]))
+        house.process(*BATCH["Records"])
+
+        (line,) = house.log
+        (metrics,) = line["_aws"]["CloudWatchMetrics"]
+        assert line["_aws"]["Timestamp"] == 1_795_165_206_500
+        assert metrics["Namespace"] == "Millrace"
+        assert metrics["Dimensions"] == [["FunctionName"]]
+        assert line["FunctionName"] == "stack-DDBEventProcessor"
+        assert {metric["Name"]: line[metric["Name"]] for metric in metrics["Metrics"]} == {
+            "Records": 5,
+            "Posts": 7,
+            "Written": 4,
+            "Duplicates": 1,
+            "Quarantined": 2,
+            "Unwritten": 0,
+            "Retried": 2,
+            "Milliseconds": 50.0,
+        }
+        assert line["RequestId"] == "request-1"
+        assert "RetryFrom" not in line
+
+    def test_a_failure_says_where_it_goes_on(self) -> None:
+        """The reported sequence number stands in the line, and what the table had against it."""
+        house = House(FakeDynamo([THROTTLED] * 10_000))
+        house.process(record(17, post(1)))
+
+        assert house.log[0]["RetryFrom"] == "17"
+        assert house.log[0]["TableFault"] == THROTTLED
+
+    def test_no_payload_reaches_the_log(self) -> None:
+        """Neither stored posts nor quarantined ones leave a word in the line."""
+        house = House(FakeDynamo(invalid=lambda item: item["Id"]["S"] == "3"), Shelf(broken=lambda _: True))
+        secrets = [b"secret", post(1, "secret"), b'{"data":{"id":"secret"}}', post(3, "secret"), b'{"secret']
+        house.process(*(record(n, data) for n, data in enumerate(secrets)))
+
+        assert "secret" not in json.dumps(house.log)
+
+
+# A post is an id and a text; a text that ends so is refused by the table, or broken beforehand.
+TEXTS = st.sampled_from(["a", "b", "refused", "broken"])
+CONTAINERS = st.lists(st.tuples(st.integers(0, 30), TEXTS), max_size=6)
+FAULTS = st.lists(
+    st.sampled_from([STORED, HALF, NONE, LOST, UNREACHABLE, THROTTLED, "InternalServerError"]), max_size=12
+)
+
+
+def line_of(post_id: int, text: str) -> bytes:
+    """The post as a line, or something that was one."""
+    line = post(post_id, text)
+    return line[:-1] if text == "broken" else line
+
+
+def refused(item: Item) -> bool:
+    """Whether the table will never take the item."""
+    return bool(item["Message"]["S"] == "refused")
+
+
+@settings(deadline=None)
+@given(
+    containers=st.lists(CONTAINERS, max_size=8),
+    faults=FAULTS,
+    forever=st.booleans(),
+    broken=st.sets(st.integers(0, 7)),
+    seconds=st.sampled_from([0, 0.2, 6, 60]),
+)
+def test_any_batch_under_any_failures_ends_as_the_model_says(
+    containers: list[list[tuple[int, str]]], faults: list[str], forever: bool, broken: set[int], seconds: float
+) -> None:
+    """
+    What is not reported is done: its good posts are in the table, or newer versions, and its bad ones kept aside.
+
+    Replayed from the reported number on until nothing is reported, the table is that of a simple model: of each
+    id the last version that the table takes.
+    """
+    table = FakeDynamo([*faults, *[NONE] * (10_000 if forever else 0)], invalid=refused)
+    house = House(table, Shelf(broken=lambda key: int(key.split("/")[2].split("-")[0]) in broken))
+    records = [record(n, aggregate(line_of(*entry) for entry in entries)) for n, entries in enumerate(containers)]
+
+    reported = house.process(*records, seconds=seconds)
+
+    line = house.log[0]
+    assert line["Posts"] == sum(map(len, containers))
+    assert line["Posts"] == sum(counts(line)[1:])
+    done = len(containers) if reported is None else int(reported)
+    assert (reported is None) == (line["Unwritten"] == 0)
+    for number, entries in enumerate(containers[:done]):
+        for post_id, text in entries:
+            newer = [text for entries in containers[number:] for key, text in entries if key == post_id]
+            kept_aside = line_of(post_id, text) in house.shelf.payloads
+            in_table = house.messages.get(str(post_id)) in newer
+            assert {"broken": kept_aside, "refused": kept_aside or in_table}.get(text, in_table)
+
+    healed = House(FakeDynamo(invalid=refused))
+    healed.table.items.update(table.items)
+    assert healed.process(*records[done:]) is None
+    model = {str(key): text for entries in containers for key, text in entries if text not in {"refused", "broken"}}
+    assert healed.messages == model
+
+
+# What Lambda's runtime does: import the handler, call it with the event, print what it returned.
+RUNTIME = """
+import json, sys
+from processor.handler import handle
+
+class Context:
+    aws_request_id = "request-1"
+    def get_remaining_time_in_millis(self):
+        return 60_000
+
+event = json.load(sys.stdin)
+handle(event, Context())
+print(json.dumps(handle(event, Context())))
+"""
+
+
+def run_as_lambda(**environ: str) -> subprocess.CompletedProcess[str]:
+    """Run the function in a process of its own, with no more environment than it is given."""
+    return subprocess.run(
+        [sys.executable, "-c", RUNTIME],
+        input=json.dumps(BATCH),
+        env={"PYTHONPATH": str(ROOT), "AWS_EC2_METADATA_DISABLED": "true", **environ},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=50,
+        check=False,
+    )
+
+
+class TestAsAProcess:
+    def test_the_function_finds_all_it_needs_in_its_environment(self, tmp_path: Path) -> None:
+        """With botocore's variables and our own it stores the event in a real table, twice with one result."""
+        with served_by_moto() as location:
+            run = run_as_lambda(
+                TABLE=TABLE,
+                QUARANTINE=str(tmp_path),
+                AWS_LAMBDA_FUNCTION_NAME="stack-DDBEventProcessor",
+                AWS_REGION=location["region_name"],
+                AWS_ENDPOINT_URL_DYNAMODB=location["endpoint_url"],
+                AWS_ACCESS_KEY_ID="local",
+                AWS_SECRET_ACCESS_KEY="local",
+            )
+            client = connect_reader(**location)
+            stored = {item["Message"]["S"] for item in client.scan(TableName=TABLE)["Items"]}
+            client.close()
+
+        assert run.stderr == ""
+        *log, response = map(json.loads, run.stdout.splitlines())
+        assert response == {"batchItemFailures": []}
+        assert [counts(line) for line in log] == [(7, 4, 1, 2, 0)] * 2
+        assert {line["FunctionName"] for line in log} == {"stack-DDBEventProcessor"}
+        assert stored == {"おはよう、世界", "水車小屋の朝 & 川の音", "小麦を二袋", "Second thoughts <3 😀"}
+        assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 2
+
+    def test_a_missing_setting_is_the_last_line_of_its_error(self) -> None:
+        """Without its settings the function fails with a line that names them."""
+        run = run_as_lambda()
+
+        assert run.returncode != 0
+        assert "SettingsError: TABLE is missing" in run.stderr.splitlines()[-1]
+
+
+class TestSettings:
+    def test_two_settings_are_enough(self) -> None:
+        """The table and the quarantine have to be named; the rest has defaults."""
+        settings = Settings.from_environment({"TABLE": "t", "QUARANTINE": "s3://b/p"})
+
+        assert settings == Settings("t", "s3://b/p", Shape(ttl_days=30, time_shards=4), "local")
+
+    def test_all_of_them_are_read(self) -> None:
+        """Each setting reaches its place; 0 days keep posts for ever."""
+        environ = {
+            "TABLE": "t",
+            "QUARANTINE": "/var/quarantine",
+            "TTL_DAYS": "0",
+            "TIME_SHARDS": "16",
+            "AWS_LAMBDA_FUNCTION_NAME": "stack-DDBEventProcessor",
+        }
+
+        assert Settings.from_environment(environ) == Settings(
+            "t", "/var/quarantine", Shape(0, 16), "stack-DDBEventProcessor"
+        )
+
+    def test_all_faults_are_told_in_one_line(self) -> None:
+        """Every setting that is missing or wrong is named with the way out."""
+        with pytest.raises(SettingsError) as caught:
+            Settings.from_environment({"QUARANTINE": "s3://", "TTL_DAYS": "-1", "TIME_SHARDS": "many"})
+
+        message = str(caught.value)
+        assert "\n" not in message
+        for words in ("TABLE is missing", "QUARANTINE is missing", "TTL_DAYS is '-1'", "TIME_SHARDS is 'many'"):
+            assert words in message
+
+    @pytest.mark.parametrize("text", ["0", "1001", "4.0", "٤", "9" * 5_000])
+    def test_a_number_is_whole_and_within_its_range(self, text: str) -> None:
+        """A number of shards that no table could have is refused."""
+        with pytest.raises(SettingsError, match="whole number from 1 to 1000"):
+            Settings.from_environment({"TABLE": "t", "QUARANTINE": "q", "TIME_SHARDS": text})

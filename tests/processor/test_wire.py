@@ -1,0 +1,238 @@
+import base64
+from hashlib import md5
+from typing import Any
+
+import pytest
+from aws_kinesis_agg.aggregator import RecordAggregator
+from aws_kinesis_agg.deaggregator import deaggregate_records
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from processor.wire import DIGEST_BYTES, ENVELOPE_BYTES, MAGIC, Aggregate, UserRecord, decode, varint
+
+# Kinesis takes partition keys of 1 to 256 Unicode characters; UTF-8 knows no surrogates.
+KEYS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=256)
+HASH_KEYS = st.integers(0, 2**128 - 1).map(str)
+RECORDS = st.lists(st.tuples(KEYS, st.binary(max_size=300)), max_size=30)
+# 127 and 128, 16,383 and 16,384: where a varint grows by a byte, and where the look-up table ends.
+EDGES = [0, 1, 127, 128, 16_383, 16_384, 2_097_151, 2_097_152]
+
+THREE_POSTS = [("42", b'{"data":{"id":"1"}}'), ("横浜", "こんにちは".encode()), ("42", b"")]
+
+
+def sealed(records: list[tuple[str, bytes]]) -> bytes:
+    """A container of Millrace with these records."""
+    aggregate = Aggregate()
+    for key, data in records:
+        aggregate.add(key.encode(), data)
+    return aggregate.seal()
+
+
+def enveloped(message: bytes) -> bytes:
+    """Any message under the right magic and digest."""
+    return MAGIC + message + md5(message, usedforsecurity=False).digest()
+
+
+def lambda_record(data: bytes) -> dict[str, Any]:
+    """A Kinesis record in the shape that AWS's library wants: all that Lambda sends."""
+    return {
+        "kinesis": {
+            "kinesisSchemaVersion": "1.0",
+            "partitionKey": "lane-0",
+            "sequenceNumber": "49590338271490256608559692538361571095921575989136588898",
+            "data": base64.b64encode(data).decode(),
+            "approximateArrivalTimestamp": 1_795_442_400.123,
+        },
+        "eventSource": "aws:kinesis",
+        "eventVersion": "1.0",
+        "eventID": "shardId-000000000000:49590338271490256608559692538361571095921575989136588898",
+        "eventName": "aws:kinesis:record",
+        "invokeIdentityArn": "arn:aws:iam::123456789012:role/processor",
+        "awsRegion": "eu-central-1",
+        "eventSourceARN": "arn:aws:kinesis:eu-central-1:123456789012:stream/posts",
+    }
+
+
+def split_by_aws(data: bytes) -> list[UserRecord]:
+    """What AWS's library makes of a container."""
+    return [
+        UserRecord(
+            base64.b64decode(record["kinesis"]["data"]),
+            record["kinesis"]["partitionKey"],
+            record["kinesis"]["explicitHashKey"],
+        )
+        for record in deaggregate_records([lambda_record(data)])
+    ]
+
+
+class TestRoundTrip:
+    @settings(deadline=None)
+    @given(RECORDS)
+    def test_records_come_back_in_order_with_their_keys(self, records: list[tuple[str, bytes]]) -> None:
+        """What was added comes out, the same bytes under the same keys in the same order."""
+        decoded = decode(sealed(records))
+
+        assert [UserRecord(data, key) for key, data in records] == decoded.records
+        assert decoded.damage is None
+
+    @settings(deadline=None)
+    @given(RECORDS)
+    def test_size_is_exact_at_every_moment(self, records: list[tuple[str, bytes]]) -> None:
+        """`size` is the length of the sealed container, before the first record and after each."""
+        aggregate = Aggregate()
+        assert ENVELOPE_BYTES == aggregate.size == len(aggregate.seal())
+        for key, data in records:
+            assert aggregate.add(key.encode(), data)
+            assert aggregate.size == len(aggregate.seal())
+        assert len(records) == aggregate.count
+
+    @pytest.mark.parametrize("length", EDGES[:6])
+    def test_size_is_exact_where_a_length_needs_one_more_byte(self, length: int) -> None:
+        """Sizes stay exact at the borders of varints, for data and for keys."""
+        for key, data in ((b"k", b"x" * length), (b"k" * length, b"x")):
+            aggregate = Aggregate()
+            aggregate.add(key, data)
+            assert aggregate.size == len(aggregate.seal())
+
+    @settings(deadline=None)
+    @given(RECORDS, st.integers(0, 2_000))
+    def test_the_limit_is_used_to_the_last_byte(self, records: list[tuple[str, bytes]], limit: int) -> None:
+        """A record that fits exactly is taken, one byte more is refused without a trace, and the first always goes."""
+        aggregate = Aggregate()
+        for key, data in records:
+            before = aggregate.seal()
+            grown = Aggregate()
+            for taken in decode(before).records:
+                grown.add((taken.partition_key or "").encode(), taken.data)
+            grown.add(key.encode(), data)
+
+            taken_now = aggregate.add(key.encode(), data, limit)
+
+            assert taken_now == (grown.size <= limit or grown.count == 1)
+            assert aggregate.seal() == (grown.seal() if taken_now else before)
+
+    def test_more_keys_than_one_byte_can_number(self) -> None:
+        """The 129th key and later ones, whose index takes two bytes, come back right."""
+        records = [(f"author-{number}", b"x") for number in range(300)]
+
+        assert [UserRecord(data, key) for key, data in records] == decode(sealed(records)).records
+
+    @pytest.mark.parametrize("number", EDGES)
+    def test_a_varint_holds_seven_bits_a_byte(self, number: int) -> None:
+        """The low bits come first, and every byte but the last has its high bit set."""
+        encoded = varint(number)
+
+        assert number == sum((byte & 0x7F) << 7 * place for place, byte in enumerate(encoded))
+        assert [True] * (len(encoded) - 1) + [False] == [byte >= 0x80 for byte in encoded]
+
+
+class TestAgainstAws:
+    """AWS's own aws_kinesis_agg is the reference, in both directions."""
+
+    @settings(deadline=None)
+    @given(RECORDS.filter(bool))
+    def test_aws_reads_ours(self, records: list[tuple[str, bytes]]) -> None:
+        """AWS's library finds in our containers exactly what was added."""
+        assert [UserRecord(data, key) for key, data in records] == split_by_aws(sealed(records))
+
+    @settings(deadline=None)
+    @given(st.lists(st.tuples(KEYS, st.binary(max_size=300), HASH_KEYS), min_size=1, max_size=30))
+    def test_we_read_theirs(self, records: list[tuple[str, bytes, str]]) -> None:
+        """Containers of AWS's library, explicit hash keys included, are read as it reads them itself."""
+        aggregator = RecordAggregator()
+        for key, data, hash_key in records:
+            aggregator.add_user_record(key, data, hash_key)
+        _, _, data = aggregator.clear_and_get().get_contents()
+
+        decoded = decode(data)
+
+        assert [UserRecord(data, key, hash_key) for key, data, hash_key in records] == decoded.records
+        assert split_by_aws(data) == decoded.records
+        assert decoded.damage is None
+
+    def test_the_bytes_are_the_same_but_for_their_hash_keys(self) -> None:
+        """Both write the fields in the same order: without the hash keys that AWS adds, the bytes are equal."""
+        aggregator = RecordAggregator()
+        for key, data in THREE_POSTS:
+            aggregator.add_user_record(key, data)
+        record = aggregator.clear_and_get()
+        record.agg_record.ClearField("explicit_hash_key_table")
+        for user_record in record.agg_record.records:
+            user_record.ClearField("explicit_hash_key_index")
+
+        assert record.get_contents()[2] == sealed(THREE_POSTS)
+
+
+class TestRawRecords:
+    @settings(deadline=None)
+    @given(st.binary(max_size=300).filter(lambda data: not data.startswith(MAGIC)))
+    def test_a_record_without_the_magic_is_one_raw_record(self, data: bytes) -> None:
+        """Bytes that do not claim to be an aggregate are handed on as they are."""
+        assert ([UserRecord(data)], None) == decode(data)
+
+
+class TestDamage:
+    def test_every_truncation_is_noticed(self) -> None:
+        """Wherever a container is cut, it is handed on raw, with the reason if its magic is whole."""
+        whole = sealed(THREE_POSTS)
+        for length in range(len(whole)):
+            decoded = decode(whole[:length])
+            assert [UserRecord(whole[:length])] == decoded.records
+            assert (length >= len(MAGIC)) == (decoded.damage is not None)
+
+    def test_every_flipped_bit_is_noticed(self) -> None:
+        """No single wrong bit yields a post that was never sent."""
+        whole = sealed(THREE_POSTS)
+        for bit in range(len(whole) * 8):
+            flipped = bytearray(whole)
+            flipped[bit // 8] ^= 1 << bit % 8
+            decoded = decode(bytes(flipped))
+            assert [UserRecord(bytes(flipped))] == decoded.records
+            assert (bit >= len(MAGIC) * 8) == (decoded.damage is not None)
+
+    @settings(deadline=None)
+    @given(st.binary(max_size=200))
+    def test_a_right_digest_over_any_message_never_raises(self, message: bytes) -> None:
+        """Whatever a foreign producer sealed, it is either read or handed on raw with a reason."""
+        data = enveloped(message)
+        decoded = decode(data)
+
+        assert decoded.damage is None or decoded.records == [UserRecord(data)]
+
+    @pytest.mark.parametrize(
+        ("message", "words"),
+        [
+            (b"\x0a\x05ab", "longer than the message"),
+            (b"\x0a", "index out of range"),
+            (b"\x0a\x80", "index out of range"),
+            (b"\x08" + b"\xff" * 10, "64 bits"),
+            (b"\x0b", "wire type 3"),
+            (b"\x0a\x01\xff", "utf-8"),
+            (b"\x0a\x01k\x1a\x04\x08\x01\x1a\x00", "index out of range"),
+            (b"\x0a\x01k\x1a\x06\x08\x00\x10\x00\x1a\x00", "index out of range"),
+            (b"\x0a\x01k\x1a\x02\x08\x00", "lacks"),
+            (b"\x0a\x01k\x1a\x02\x1a\x00", "lacks"),
+        ],
+    )
+    def test_a_sealed_message_that_is_wrong_says_why(self, message: bytes, words: str) -> None:
+        """A container whose digest fits but whose structure does not is handed on raw, with the reason."""
+        decoded = decode(enveloped(message))
+
+        assert [UserRecord(enveloped(message))] == decoded.records
+        assert words in (decoded.damage or "")
+
+    def test_an_empty_container_holds_nothing(self) -> None:
+        """The shortest whole container, magic and digest of nothing, has no records and no damage."""
+        assert decode(enveloped(b"")) == ([], None)
+        assert ENVELOPE_BYTES == len(MAGIC) + DIGEST_BYTES == len(enveloped(b""))
+
+    def test_what_the_format_may_hold_beside_our_fields_is_skipped(self) -> None:
+        """Tags and unknown fields of every wire type, in the message and in a record, change nothing."""
+        tag = b"\x22\x05\x0a\x01t\x12\x00"
+        unknown = b"\x78\x01" + b"\x79" + b"\x00" * 8 + b"\x7d" + b"\x00" * 4 + b"\x7a\x01x"
+        # Known field numbers with a number where bytes belong, and the other way round.
+        odd = b"\x08\x07" + b"\x10\x07" + b"\x18\x07"
+        record = b"\x08\x00" + tag + unknown + b"\x0a\x01x" + b"\x12\x01x" + b"\x18\x07" + b"\x1a\x02hi"
+        message = unknown + odd + b"\x0a\x01k" + b"\x1a" + varint(len(record)) + record
+
+        assert ([UserRecord(b"hi", "k")], None) == decode(enveloped(message))
