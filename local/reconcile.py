@@ -29,7 +29,7 @@ from processor.wire import decode
 
 
 class SentPost(NamedTuple):
-    """A row of X's ledger: id, partition key, MD5 of the line in hexadecimal, and the state: see `local.x_ledger`."""
+    """A row of X's ledger: id, partition key, MD5 of the line in hexadecimal, state (see `local.x_api.ledger`)."""
 
     id: str
     key: str

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession
 
-from local.kinesis import LocalKinesis
-from local.kinesis_limits import Entry
+from local.kinesis.limits import Entry
+from local.kinesis.server import LocalKinesis
 from local.reconcile import (
     Reconciliation,
     SentPost,
@@ -23,8 +23,8 @@ from local.reconcile import (
     read_quarantine,
     reconcile,
 )
-from local.x_api import XApi
-from local.x_ledger import UNSENT, WRITTEN
+from local.x_api.ledger import UNSENT, WRITTEN
+from local.x_api.server import XApi
 from processor.wire import Aggregate
 
 # Three authors in turn: post 0, 3, 6, ... are of author 0.

@@ -1,0 +1,73 @@
+"""
+AWS on this machine: Kinesis, the table, and the event source mapping with the Lambda, each a process of its own.
+
+    python -m local aws --directory DIR [--host 127.0.0.1] [--kinesis-port 4567] [--dynamodb-port 4566] [--port 4568]
+
+It prints one line when all can be used. SIGTERM and Ctrl-C end it. If one of the processes dies, all end.
+"""
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from local.pipeline import CREDENTIALS, SHARDS, STACK, STREAM, TABLE
+from local.processes import Process, ProcessError
+
+CHECK_SECONDS = 1.0
+
+
+async def serve(options: argparse.Namespace) -> None:
+    """Run all until a signal comes; raises ProcessError if one dies."""
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    options.directory.mkdir(parents=True, exist_ok=True)
+    listen = ["--host", options.host, "--port"]
+
+    def process(name: str, *arguments: str) -> Process:
+        return Process(name, list(arguments), {**os.environ, **CREDENTIALS}, options.directory)
+
+    kinesis = process(
+        *("kinesis", "local.kinesis.server", *listen, str(options.kinesis_port), "--stream", STREAM),
+        *("--shards", str(SHARDS), "--state", str(options.directory / "kinesis")),
+    )
+    table = process("table", "local.table", *listen, str(options.dynamodb_port), "--stack", STACK)
+    mapping = process(
+        *("mapping", "local.event_source", *listen, str(options.port), "--stack", STACK),
+        *("--kinesis", f"http://127.0.0.1:{options.kinesis_port}", "--stream", STREAM),
+        *("--dynamodb", f"http://127.0.0.1:{options.dynamodb_port}"),
+        *("--failures", str(options.directory / "failures")),
+    )
+    async with AsyncExitStack() as stack:
+        for one in (kinesis, table, mapping):
+            stack.push_async_callback(one.stop)
+            await one.start()
+        print(f"AWS stand-ins: stream {STREAM} at {kinesis.url}, table {TABLE} at {table.url}", flush=True)
+        while not stopped.is_set():
+            try:
+                async with asyncio.timeout(CHECK_SECONDS):
+                    await stopped.wait()
+            except TimeoutError:
+                for one in (kinesis, table, mapping):
+                    one.check()
+
+
+def main(arguments: list[str]) -> int:
+    """Run from the command line; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m local aws", description="Kinesis, the table and the Lambda.")
+    parser.add_argument("--directory", type=Path, required=True, help="for logs, the stream's records, failures")
+    parser.add_argument("--host", default="127.0.0.1", help="to listen on (%(default)s)")
+    parser.add_argument("--kinesis-port", type=int, default=4567, help="(%(default)s)")
+    parser.add_argument("--dynamodb-port", type=int, default=4566, help="(%(default)s)")
+    parser.add_argument("--port", type=int, default=4568, help="of the mapping's statistics (%(default)s)")
+    options = parser.parse_args(arguments)
+    try:
+        asyncio.run(serve(options))
+    except (OSError, ProcessError) as error:
+        print(f"aws: {error}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,265 @@
+"""
+The demo: the whole pipeline on this machine, some trouble on the way, and a reconciliation at the end.
+
+Settings, from the environment, as `make demo` passes them on: SECONDS_TO_RUN (20; 0 runs until Ctrl-C), POSTS (a file
+of recorded posts, one JSON object a line), POSTS_PER_SECOND (500). The exit code is 0 only if nothing was lost, no
+key is out of order, and the daemon's own counts agreed at every look.
+"""
+
+import asyncio
+import errno
+import io
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import boto3
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from local.pipeline import CREDENTIALS, STREAM, TABLE, Pipeline
+from local.processes import ProcessError
+from local.reconcile import Reconciliation
+from processor.__main__ import main as look
+
+LOOK_SECONDS = 0.5
+# Without a terminal: a line now and then instead of a picture.
+LINE_SECONDS = 2.0
+LINE_COLUMNS = 120
+NEWEST = 5
+# What goes wrong, as a share of the run; an endless run begins anew every half minute.
+TROUBLES = (
+    (0.25, "X drops the connection", lambda p: p.fault_at_x("fin")),
+    (0.45, "X sends only keep-alives for 2 s", lambda p: p.fault_at_x("silence", seconds=2)),
+    (0.65, "shard 0 is throttled for 3 s", lambda p: p.fault_at_kinesis("throttle_shard", shard=0, seconds=3)),
+)
+ROUND_SECONDS = 30.0
+
+FOR_REAL = """\
+To do it for real: deploy deploy/template.yaml, set MILLRACE_BEARER_TOKEN, MILLRACE_RULES and MILLRACE_STREAM, and
+start `python -m service`. README.md leads through it step by step."""
+
+
+class DemoError(Exception):
+    """The demo cannot run; the text is one line with the way out."""
+
+
+@dataclass
+class View:
+    """What is seen of the flow at one moment, and since when."""
+
+    rates: dict[str, float] = field(default_factory=dict)
+    totals: dict[str, float] = field(default_factory=dict)
+    trouble: str = ""
+    unbalanced: str = ""
+
+    async def look(self, pipeline: Pipeline, seconds: float) -> None:
+        """Ask everyone how far they are."""
+        x, kinesis, mapping = await asyncio.gather(
+            pipeline.x_stats(), pipeline.kinesis_stats(), pipeline.mapping_stats()
+        )
+        metrics = await pipeline.metrics()
+        stream: dict[str, Any] = kinesis["streams"][STREAM]
+        totals = {
+            "sent": x["written"],
+            "received": metrics["posts_received_total"],
+            "delivered": metrics["posts_delivered_total"],
+            "buffered": metrics["posts_buffered"],
+            "dropped": metrics["posts_dropped_total"],
+            "requests": metrics["put_requests_total"],
+            "records": stream["accepted"],
+            "throttled": metrics.get("shard_throttles_total", 0.0),
+            "reconnects": metrics.get("stream_reconnects_total", 0.0),
+            "done": mapping["records"],
+            "invocations": mapping["invocations"],
+            "connected": metrics["stream_connected"],
+        }
+        self.rates = {name: (value - self.totals.get(name, 0.0)) / seconds for name, value in totals.items()}
+        self.totals = totals
+        came = metrics["posts_received_total"] + metrics["posts_recovered_total"]
+        went = sum(
+            metrics[f"posts_{name}"] for name in ("delivered_total", "dropped_total", "duplicate_total", "buffered")
+        )
+        if came != went:
+            self.unbalanced = f"the daemon counts {came:.0f} posts in and {went:.0f} out"
+
+    def picture(self, done: float) -> Panel:
+        """Draw it."""
+        table = Table(box=None, expand=True, pad_edge=False)
+        for name, justify in (("", "left"), ("in all", "right"), ("a second", "right"), ("", "left")):
+            table.add_column(name, justify=justify)  # type: ignore[arg-type]
+        state = "[green]connected[/]" if self.totals.get("connected") else "[yellow]reconnecting[/]"
+        rows = (
+            ("X", "posts sent", "sent", ""),
+            ("daemon", "received", "received", f"{state}, {self._total('reconnects')} reconnects"),
+            ("", "buffered", "buffered", f"{self._total('dropped')} dropped"),
+            ("", "delivered", "delivered", f"in {self._total('requests')} requests"),
+            ("Kinesis", "records stored", "records", f"{self._total('throttled')} throttled"),
+            ("Lambda", "records done", "done", f"in {self._total('invocations')} invocations"),
+        )
+        for place, label, name, note in rows:
+            rate = "" if name == "buffered" else f"{max(self.rates.get(name, 0.0), 0):,.0f}"
+            table.add_row(f"[bold]{place:<9}[/]{label}", self._total(name), rate, f"  {note}")
+        parts: list[RenderableType] = [table, Text(self.trouble or " ", style="yellow")]
+        if done >= 0:
+            parts.append(ProgressBar(total=1.0, completed=min(done, 1.0)))
+        return Panel(Group(*parts), title="Millrace", title_align="left")
+
+    def line(self) -> str:
+        """Say it in one line, for a log."""
+        names = ("sent", "received", "delivered", "buffered", "throttled", "reconnects", "done")
+        return "  ".join(f"{name} {self._total(name)}" for name in names) + (
+            f"  <- {self.trouble}" if self.trouble else ""
+        )
+
+    def _total(self, name: str) -> str:
+        return f"{self.totals.get(name, 0):,.0f}"
+
+
+async def run(environ: Mapping[str, str], console: Console) -> int:
+    """Run the demo and return the exit code; raises DemoError and ProcessError."""
+    seconds = _number(environ, "SECONDS_TO_RUN", 20)
+    rate = _number(environ, "POSTS_PER_SECOND", 500)
+    posts = Path(environ["POSTS"]) if environ.get("POSTS") else None
+    if posts is not None and not posts.is_file():
+        raise DemoError(f"POSTS: there is no file {posts}; name one with a JSON object a line")
+    directory = Path(tempfile.mkdtemp(prefix="millrace-demo-"))
+    console.print(f"Starting X, Kinesis, the Lambda, the table and the daemon; logs are in {directory}", soft_wrap=True)
+    view = View()
+    async with Pipeline(directory, rate=rate, posts=posts) as pipeline:
+        console.print(
+            f"The daemon is at {pipeline.daemon.url} (try curl {pipeline.daemon.url}/metrics)", soft_wrap=True
+        )
+        await _watch(pipeline, view, seconds, console)
+        console.print("No more posts; waiting until all of them have arrived.")
+        await pipeline.stop_posts()
+        await pipeline.settle()
+        await view.look(pipeline, LOOK_SECONDS)
+        code = await pipeline.daemon.stop()
+        result = await pipeline.reconcile()
+        newest = await asyncio.to_thread(_newest, pipeline, console.width)
+    _report(console, view, result, newest)
+    faults = [view.unbalanced] if view.unbalanced else []
+    if code != 0:
+        faults.append(f"the daemon ended with exit code {code}: {pipeline.daemon.last_words()}")
+    if not result.ok or faults:
+        console.print("\n".join(["[bold red]Not all is well.[/]", *faults, f"The logs are in {directory}"]))
+        return 1
+    shutil.rmtree(directory)
+    return 0
+
+
+async def _watch(pipeline: Pipeline, view: View, seconds: float, console: Console) -> None:
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopped.set)
+    started = last_look = last_line = time.monotonic()
+    pending = _troubles(seconds or ROUND_SECONDS, started)
+    with Live(console=console, auto_refresh=False, transient=False) if console.is_terminal else _Silent() as live:
+        while not stopped.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stopped.wait(), LOOK_SECONDS)
+            now = time.monotonic()
+            if seconds and now - started >= seconds:
+                break
+            pipeline.check()
+            while pending and pending[0][0] <= now:
+                _, view.trouble, act = pending.pop(0)
+                await act(pipeline)
+            if not pending and not seconds:
+                pending = _troubles(ROUND_SECONDS, now)
+            await view.look(pipeline, now - last_look)
+            last_look = now
+            live.update(view.picture((now - started) / seconds if seconds else -1.0), refresh=True)
+            if not console.is_terminal and now - last_line >= LINE_SECONDS:
+                console.print(view.line(), soft_wrap=True)
+                last_line = now
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.remove_signal_handler(number)
+
+
+class _Silent:
+    """In the place of a live picture where there is no terminal."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def update(self, _picture: object, *, refresh: bool) -> None:
+        """Draw nothing."""
+
+
+def _troubles(seconds: float, start: float) -> list[tuple[float, str, Callable[[Pipeline], Any]]]:
+    return [(start + share * seconds, text, act) for share, text, act in TROUBLES]
+
+
+def _newest(pipeline: Pipeline, columns: int) -> str:
+    """The newest items, as the processor's console shows them on a terminal."""
+
+    def connect() -> Any:
+        return boto3.client(
+            "dynamodb",
+            endpoint_url=pipeline.table.url,
+            region_name=CREDENTIALS["AWS_REGION"],
+            aws_access_key_id=CREDENTIALS["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
+        )
+
+    output = io.StringIO()
+    command = ["latest", "-n", str(NEWEST), "--table", TABLE]
+    look(command, {}, output=output, errors=output, columns=columns, connect=connect)
+    return output.getvalue().rstrip()
+
+
+def _report(console: Console, view: View, result: Reconciliation, newest: str) -> None:
+    total = {name: f"{view.totals[name]:>9,.0f}" for name in ("received", "delivered")}
+    console.print()
+    for line in result.summary().splitlines():
+        name = line.split("  ")[0]
+        good = name in {"lost", "out of order"} and line.split()[-1] == "0"
+        bad = name in {"lost", "out of order"} and not good
+        console.print(line, style="bold green" if good else "bold red" if bad else None, highlight=False)
+        if name == "sent":
+            console.print(f"received      {total['received']}", highlight=False)
+            console.print(f"delivered     {total['delivered']}", highlight=False)
+    console.print("\nThe newest in the table:")
+    console.print(newest, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"\n{FOR_REAL}", markup=False, highlight=False)
+
+
+def _number(environ: Mapping[str, str], name: str, default: float) -> float:
+    text = environ.get(name) or str(default)
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < 1e6:
+        raise DemoError(f"{name}: {text!r} is not a number from 0 on")
+    return number
+
+
+def main(environ: Mapping[str, str]) -> int:
+    """Run the demo from the command line."""
+    console = Console(width=None if sys.stdout.isatty() else LINE_COLUMNS)
+    try:
+        return asyncio.run(run(environ, console))
+    except (DemoError, ProcessError) as error:
+        console.print(f"demo: {error}", markup=False, style="red")
+    except OSError as error:
+        way_out = "; make room on the disk, or set TMPDIR to another one" if error.errno == errno.ENOSPC else ""
+        console.print(f"demo: {error}{way_out}", markup=False, style="red")
+    return 1

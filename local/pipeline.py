@@ -1,0 +1,251 @@
+"""
+The whole pipeline on this machine, as separate processes on loopback: X, the daemon, Kinesis, the Lambda, the table.
+
+    X  ──>  daemon  ──>  Kinesis  ──>  event source mapping  ──>  Lambda  ──>  table
+
+The demo and the integration tests drive it. Ports are chosen by the system; what it writes lies in one directory.
+"""
+
+import asyncio
+import os
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+from aiobotocore.session import AioSession
+from prometheus_client.parser import text_string_to_metric_families
+
+from local.processes import Process, ProcessError
+from local.reconcile import Reconciliation, fetch_sent, fetch_shards, fetch_table_ids, read_quarantine, reconcile
+
+STACK = "millrace"
+STREAM = "millrace-EventStream"
+TABLE = f"{STACK}-EventData"
+SHARDS = 4
+# They open nothing: the stand-ins take any.
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
+TOKEN = "local-token"  # noqa: S105 - opens nothing
+RULES = "coffee"
+SETTLE_SECONDS = 60.0
+
+
+class Pipeline:
+    """
+    All of it, as an asynchronous context manager.
+
+    Args:
+        directory: for logs and state.
+        rate: posts a second.
+        posts: a file of recorded posts, to be sent instead of invented ones.
+        limit: how many posts X has; None for no end.
+        settings: further environment of the daemon.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        rate: float,
+        posts: Path | None = None,
+        limit: int | None = None,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
+        self.directory = directory
+        self.failures = directory / "failures"
+        self._rate = rate
+        self._posts = posts
+        self._limit = limit
+        self._settings = settings or {}
+        self._stack = AsyncExitStack()
+        # Nothing of the caller's AWS or Millrace settings may reach the children.
+        self._base = {
+            name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "MILLRACE_", "POSTS"))
+        } | {"PYTHONUNBUFFERED": "1", "NO_PROXY": "127.0.0.1", **CREDENTIALS}
+
+    async def __aenter__(self) -> Self:
+        """Start everything; raises ProcessError."""
+        async with AsyncExitStack() as stack:
+            self._http = await stack.enter_async_context(aiohttp.ClientSession())
+            self.kinesis = self._process("kinesis", *self._kinesis_arguments(0))
+            self.table = self._process("table", "local.table", "--stack", STACK)
+            x_arguments = ["--port", "0", "--rate", f"{self._rate:g}", "--keep-alive", "1"]
+            x_arguments += ["--match", "all", "--token", TOKEN]
+            if self._posts:
+                x_arguments += ["--posts", str(self._posts)]
+            if self._limit is not None:
+                x_arguments += ["--limit", str(self._limit)]
+            self.x = self._process("x", "local.x_api.server", *x_arguments)
+            for process in (self.kinesis, self.table, self.x):
+                stack.push_async_callback(process.stop)
+            await asyncio.gather(*(process.start() for process in (self.kinesis, self.table, self.x)))
+            self.mapping = self._process("mapping", *self._mapping_arguments())
+            stack.push_async_callback(self.mapping.stop)
+            await self.mapping.start()
+            self.daemon = self._process("daemon", "service", environment=self._daemon_environment())
+            stack.push_async_callback(self._stop_daemon)
+            await self.daemon.start(ready=False)
+            await self._wait_for_daemon()
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End everything, in the opposite order."""
+        await self._stack.aclose()
+
+    def check(self) -> None:
+        """Raise ProcessError if one of the processes has ended."""
+        for process in (self.x, self.daemon, self.kinesis, self.mapping, self.table):
+            process.check()
+
+    async def _stop_daemon(self) -> None:
+        # Not its stop() itself: by then it may be another process than the first one.
+        await self.daemon.stop()
+
+    # What happens to it
+
+    async def fault_at_x(self, kind: str, **parameters: Any) -> None:
+        """Have X do something to the connection: see `local.x_api.faults`."""
+        await self._post(f"{self.x.url}/admin/faults", {"kind": kind, **parameters})
+
+    async def fault_at_kinesis(self, kind: str, **parameters: Any) -> None:
+        """Have Kinesis fail: see `local.kinesis.faults`."""
+        await self._post(f"{self.kinesis.url}/admin/faults", {"kind": kind, **parameters})
+
+    async def stop_posts(self) -> None:
+        """Let no more posts fall due."""
+        await self._post(f"{self.x.url}/admin/stop", {})
+
+    async def restart_kinesis(self, after: float) -> None:
+        """Kill Kinesis, and start it again on the same port, with what it held, after some seconds."""
+        port = int(self.kinesis.url.rpartition(":")[2])
+        await self.kinesis.kill()
+        await asyncio.sleep(after)
+        again = self._process("kinesis", *self._kinesis_arguments(port))
+        self._stack.push_async_callback(again.stop)
+        await again.start()
+        self.kinesis = again
+
+    async def restart_daemon(self) -> None:
+        """Kill the daemon, and start it again."""
+        await self.daemon.kill()
+        self.daemon = self._process("daemon", "service", environment=self._daemon_environment())
+        await self.daemon.start(ready=False)
+        await self._wait_for_daemon()
+
+    # What can be seen of it
+
+    async def x_stats(self) -> dict[str, Any]:
+        """What X has sent."""
+        return await self._get(f"{self.x.url}/admin/stats")
+
+    async def kinesis_stats(self) -> dict[str, Any]:
+        """What Kinesis took and refused."""
+        return await self._get(f"{self.kinesis.url}/admin/stats")
+
+    async def mapping_stats(self) -> dict[str, Any]:
+        """What the mapping read and called."""
+        return await self._get(f"{self.mapping.url}/admin/stats")
+
+    async def metrics(self) -> dict[str, float]:
+        """The daemon's metrics by name; those with labels are summed, and also there as name{value}."""
+        async with self._http.get(f"{self.daemon.url}/metrics") as response:
+            text = await response.text()
+        found: dict[str, float] = {}
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                name = sample.name.removeprefix("millrace_")
+                found[name] = found.get(name, 0.0) + sample.value
+                for label in sample.labels.values():
+                    found[f"{name}{{{label}}}"] = sample.value
+        return found
+
+    async def settle(self) -> None:
+        """Wait until all that X has written is delivered, and all that was delivered is in the table."""
+        async with asyncio.timeout(SETTLE_SECONDS):
+            while True:
+                self.check()
+                written = (await self.x_stats())["written"]
+                metrics = await self.metrics()
+                arrived = metrics["posts_received_total"]
+                if arrived >= written and not metrics["posts_buffered"]:
+                    break
+                await asyncio.sleep(0.2)
+        async with asyncio.timeout(SETTLE_SECONDS):
+            while (await self.mapping_stats())["records"] < await self._records_in_kinesis():
+                self.check()
+                await asyncio.sleep(0.2)
+
+    async def reconcile(self) -> Reconciliation:
+        """Lay the ledgers and the table side by side."""
+        sent = await fetch_sent(self._http, self.x.url)
+        shards = await fetch_shards(self._http, self.kinesis.url, STREAM)
+        client = AioSession().create_client(
+            "dynamodb",
+            endpoint_url=self.table.url,
+            region_name=CREDENTIALS["AWS_REGION"],
+            aws_access_key_id=CREDENTIALS["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
+        )
+        async with client as dynamodb:
+            ids = await fetch_table_ids(dynamodb, TABLE)
+        return reconcile(sent, shards, ids, read_quarantine(self.failures / "quarantine"))
+
+    # Its parts
+
+    def _process(self, name: str, *arguments: str, environment: Mapping[str, str] | None = None) -> Process:
+        return Process(name, list(arguments), environment or self._base, self.directory)
+
+    def _kinesis_arguments(self, port: int) -> list[str]:
+        state = str(self.directory / "kinesis")
+        arguments = ["local.kinesis.server", "--port", str(port), "--stream", STREAM, "--shards", str(SHARDS)]
+        return [*arguments, "--state", state]
+
+    def _mapping_arguments(self) -> list[str]:
+        return [
+            *("local.event_source", "--kinesis", self.kinesis.url, "--stream", STREAM),
+            *("--dynamodb", self.table.url, "--failures", str(self.failures), "--stack", STACK),
+        ]
+
+    def _daemon_environment(self) -> dict[str, str]:
+        return {
+            **self._base,
+            "AWS_ENDPOINT_URL_KINESIS": self.kinesis.url,
+            "MILLRACE_X_URL": self.x.url,
+            "MILLRACE_BEARER_TOKEN": TOKEN,
+            "MILLRACE_RULES": RULES,
+            "MILLRACE_STREAM": STREAM,
+            "MILLRACE_HTTP_PORT": "0",
+            "MILLRACE_JOURNAL": str(self.directory / "journal"),
+            "MILLRACE_LOG_FORMAT": "json",
+            **self._settings,
+        }
+
+    async def _wait_for_daemon(self) -> None:
+        """Learn the daemon's port from its log, as an operator would."""
+        async with asyncio.timeout(30):
+            while True:
+                self.daemon.check()
+                started = [line for line in self.daemon.log.read_text().splitlines() if '"started"' in line]
+                if started:
+                    break
+                await asyncio.sleep(0.05)
+        port = started[-1].partition('"http_port":')[2].partition(",")[0].strip(" }")
+        self.daemon.url = f"http://127.0.0.1:{port}"
+
+    async def _records_in_kinesis(self) -> int:
+        return int((await self.kinesis_stats())["streams"][STREAM]["accepted"])
+
+    async def _get(self, url: str) -> dict[str, Any]:
+        async with self._http.get(url) as response:
+            found: dict[str, Any] = await response.json()
+            return found
+
+    async def _post(self, url: str, body: dict[str, Any]) -> None:
+        async with self._http.post(url, json=body) as response:
+            if response.status != 200:
+                raise ProcessError(f"{url} refuses {body}: {await response.text()}")

@@ -1,0 +1,216 @@
+"""The whole pipeline as real processes on loopback, with trouble on the way. Real time: each takes some seconds."""
+
+import asyncio
+import base64
+import io
+import json
+import re
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from hashlib import md5
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from aws_kinesis_agg.deaggregator import deaggregate_records
+from rich.console import Console
+
+from local import demo
+from local.pipeline import STREAM, Pipeline
+from local.reconcile import fetch_sent
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(150)]
+
+
+@asynccontextmanager
+async def pipeline(directory: Path, rate: float = 300, **options: Any) -> AsyncIterator[Pipeline]:
+    """Run the pipeline; whoever uses it ends with `settle`."""
+    async with Pipeline(directory, rate=rate, **options) as running:
+        yield running
+
+
+async def delivered(running: Pipeline, posts: int) -> None:
+    """Wait until so many posts are delivered."""
+    async with asyncio.timeout(60):
+        while (await running.metrics())["posts_delivered_total"] < posts:
+            running.check()
+            await asyncio.sleep(0.1)
+
+
+def balance(metrics: dict[str, float]) -> float:
+    """What has come less what has gone or waits; always 0."""
+    came = metrics["posts_received_total"] + metrics["posts_recovered_total"]
+    gone = sum(metrics[f"posts_{name}_total"] for name in ("delivered", "dropped", "duplicate"))
+    return came - gone - metrics["posts_buffered"]
+
+
+async def test_killing_kinesis_for_five_seconds_loses_nothing(tmp_path: Path) -> None:
+    """While Kinesis is dead posts wait, afterwards all are delivered, in order, and the counts agree throughout."""
+    async with pipeline(tmp_path) as running:
+        await delivered(running, 300)
+        balances = []
+        restart = asyncio.create_task(running.restart_kinesis(after=5))
+        while not restart.done():
+            balances.append(balance(await running.metrics()))
+            await asyncio.sleep(0.2)
+        await restart
+        await running.stop_posts()
+        await running.settle()
+        result = await running.reconcile()
+
+    assert set(balances) == {0}
+    assert result.ok, result.summary()
+    assert result.sent > 1500
+    assert result.in_table == result.sent
+
+
+async def test_every_kind_of_trouble_at_once(tmp_path: Path) -> None:
+    """Drops, half lines, lost answers, throttles and failures together lose nothing and keep every key's order."""
+    async with pipeline(tmp_path, rate=500) as running:
+        await delivered(running, 200)
+        await running.fault_at_kinesis("drop", requests=5, operations=["PutRecords"])
+        await running.fault_at_x("line", line="this is not JSON")
+        await running.fault_at_x("line", line='{"data": {"text": "no id"}}')
+        await running.fault_at_x("fin_mid_line", after=0.5)
+        await running.fault_at_kinesis("fail_records", every=7, seconds=3)
+        await running.fault_at_kinesis("throttle_shard", shard=1, seconds=2)
+        await delivered(running, 2500)
+        await running.stop_posts()
+        await running.settle()
+        metrics = await running.metrics()
+        result = await running.reconcile()
+        refused = (await running.kinesis_stats())["refused"]
+
+    assert balance(metrics) == 0
+    assert metrics["posts_dropped_total{not_json}"] >= 1
+    assert metrics["posts_dropped_total{no_id}"] == 1
+    assert result.ok, result.summary()
+    assert result.repeated > 0, "lost answers must have led to repeats, or nothing was tested"
+    assert not refused, "a limit of Kinesis was broken"
+    letters = [json.loads(line) for line in (tmp_path / "journal" / "dead-letters.jsonl").read_bytes().splitlines()]
+    assert {"not_json", "no_id"} <= {letter["reason"] for letter in letters}
+    assert "this is not JSON" in {letter.get("line") for letter in letters}
+
+
+async def test_the_library_of_aws_reads_exactly_the_lines_sent(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What lies in Kinesis decodes with aws-kinesis-agg to the very lines that X wrote."""
+    async with pipeline(tmp_path, limit=900) as running:
+        await running.settle()
+        await delivered(running, 900)
+        async with aiohttp.ClientSession() as http:
+            sent = {post.md5 for post in await fetch_sent(http, running.x.url)}
+            records: list[bytes] = []
+            for shard in range(4):
+                query = {"stream": STREAM, "shard": str(shard)}
+                async with http.get(f"{running.kinesis.url}/admin/ledger", params=query) as response:
+                    page = await response.json()
+                assert page["next"] is None
+                records += [base64.b64decode(record["data"]) for record in page["records"]]
+    event = [
+        {
+            "eventID": f"shardId-000000000000:{number}",
+            "eventName": "aws:kinesis:record",
+            "eventSource": "aws:kinesis",
+            "eventVersion": "1.0",
+            "eventSourceARN": "arn:aws:kinesis:us-east-1:000000000000:stream/posts",
+            "invokeIdentityArn": "arn:aws:iam::000000000000:role/x",
+            "awsRegion": "us-east-1",
+            "kinesis": {
+                "kinesisSchemaVersion": "1.0",
+                "partitionKey": "k",
+                "sequenceNumber": str(number),
+                "data": base64.b64encode(data).decode(),
+                "approximateArrivalTimestamp": 1.0,
+            },
+        }
+        for number, data in enumerate(records)
+    ]
+    read = deaggregate_records(event)
+    lines = [base64.b64decode(record["kinesis"]["data"]) for record in read]
+
+    assert len(records) < 900, "nothing was aggregated"
+    assert len(lines) == 900
+    assert {md5(line, usedforsecurity=False).hexdigest() for line in lines} == sent
+
+
+async def test_sigterm_drains_and_ends_with_0(tmp_path: Path) -> None:
+    """SIGTERM in the middle of the flow: what was read is delivered, and the exit code is 0."""
+    async with pipeline(tmp_path, rate=500, settings={"MILLRACE_LINGER_SECONDS": "5"}) as running:
+        await delivered(running, 1)
+        before = await running.metrics()
+        code = await running.daemon.stop()
+        result = await running.reconcile()
+
+    assert before["posts_buffered"] > 0
+    assert code == 0
+    assert not result.lost_before_kinesis, result.summary()
+    assert '"event":"stopped"' in (tmp_path / "daemon.log").read_text()
+
+
+async def test_a_rejected_token_is_retried_and_shown(tmp_path: Path) -> None:
+    """A token that X refuses is a reason in /readyz and a counted retry; the daemon lives on and says no secret."""
+    secret = "wrong-token-wrong-token"
+    running = Pipeline(tmp_path, rate=10, settings={"MILLRACE_BEARER_TOKEN": secret, "MILLRACE_RULES": ""})
+    async with running, aiohttp.ClientSession() as http:
+        async with asyncio.timeout(20):
+            while not (await running.metrics()).get("stream_reconnects_total{unauthorized}"):
+                await asyncio.sleep(0.1)
+        async with http.get(f"{running.daemon.url}/readyz") as response:
+            status, report = response.status, await response.json()
+        async with http.get(f"{running.daemon.url}/healthz") as response:
+            assert response.status == 200
+
+    assert status == 503
+    assert report["checks"]["stream"]["ok"] is False
+    assert "MILLRACE_BEARER_TOKEN" in report["checks"]["stream"]["reason"]
+    assert secret not in (tmp_path / "daemon.log").read_text() + json.dumps(report)
+
+
+async def run_service(environment: dict[str, str], *arguments: str) -> tuple[int, str]:
+    """Run the daemon's command line to its end; return the exit code and what it said on standard error."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "service", *arguments),
+        env=environment,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(30):
+        _, errors = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, errors.decode()
+
+
+async def test_faults_of_the_set_up_are_one_line_before_anything_is_read(tmp_path: Path) -> None:
+    """No such stream, wrong credentials, no region, no credentials: one line each, code 1, and X is not asked."""
+    async with pipeline(tmp_path, rate=10) as running:
+        await running.daemon.stop()
+        connections = (await running.x_stats())["connections"]
+        good = running._daemon_environment() | {"MILLRACE_JOURNAL": str(tmp_path / "other")}
+        cases = {
+            "MILLRACE_STREAM": good | {"MILLRACE_STREAM": "nobody"},
+            "secret access key": good | {"AWS_SECRET_ACCESS_KEY": "wrong"},
+            "AWS_REGION": {k: v for k, v in good.items() if k != "AWS_REGION"},
+            "AWS_ACCESS_KEY_ID": {k: v for k, v in good.items() if not k.startswith("AWS_A")}
+            | {"AWS_EC2_METADATA_DISABLED": "true", "HOME": str(tmp_path)},
+        }
+        for words, environment in cases.items():
+            code, errors = await run_service(environment)
+            assert (code, errors.count("\n")) == (1, 1), errors
+            assert words in errors
+        assert (await running.x_stats())["connections"] == connections
+
+
+async def test_the_demo_ends_well() -> None:
+    """A short demo ends with exit code 0 and says what became of the posts."""
+    output = io.StringIO()
+    code = await demo.run({"SECONDS_TO_RUN": "6"}, Console(file=output, width=120))
+    text = output.getvalue()
+
+    assert code == 0, text
+    assert re.search(r"lost +0\n", text)
+    assert re.search(r"out of order +0\n", text)

@@ -1,0 +1,157 @@
+from datetime import UTC, datetime
+
+import pytest
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
+from multidict import CIMultiDict
+
+from local.kinesis.errors import KinesisError
+from local.kinesis.sigv4 import AccessKey, parse_access_key, verify
+
+KEYS = {"AKID": AccessKey("se/cr+et="), "ROLE": AccessKey("other", "session/token==")}
+BODY = '{"StreamName":"日本"}'.encode()
+
+
+def signed(
+    identity: str = "AKID",
+    secret: str = "se/cr+et=",
+    token: str | None = None,
+    region: str = "us-east-1",
+    service: str = "kinesis",
+) -> tuple[CIMultiDict[str], float]:
+    """Return the headers of a request that botocore has signed, and when that was."""
+    request = AWSRequest(
+        "POST",
+        "http://127.0.0.1:4567/",
+        data=BODY,
+        headers={
+            "Host": "127.0.0.1:4567",
+            "X-Amz-Target": "Kinesis_20131202.PutRecords",
+            "Content-Type": "application/x-amz-json-1.1",
+            "User-Agent": "a  client",
+        },
+    )
+    SigV4Auth(Credentials(identity, secret, token), service, region).add_auth(request)
+    headers = CIMultiDict(request.headers.items())
+    date = datetime.strptime(headers["X-Amz-Date"], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+    return headers, date.timestamp()
+
+
+def check(headers: CIMultiDict[str], now: float, body: bytes = BODY) -> str | None:
+    """Return the code with which a request is refused, or None."""
+    try:
+        verify(headers, body, keys=KEYS, region="us-east-1", now=now)
+    except KinesisError as error:
+        return error.code
+    return None
+
+
+def test_what_botocore_signs_is_accepted() -> None:
+    """The reference signer and the check agree."""
+    assert check(*signed()) is None
+
+
+def test_a_session_token_is_part_of_its_key() -> None:
+    """A key with a token passes with that token only."""
+    assert check(*signed("ROLE", "other", "session/token==")) is None
+    assert check(*signed("ROLE", "other", "session/old")) == "UnrecognizedClientException"
+    assert check(*signed("ROLE", "other")) == "UnrecognizedClientException"
+    assert check(*signed(token="unwanted")) == "UnrecognizedClientException"
+
+
+def test_an_unsigned_request_is_refused() -> None:
+    """Without the Authorization header nothing is looked at."""
+    headers, now = signed()
+    del headers["Authorization"]
+    assert check(headers, now) == "MissingAuthenticationTokenException"
+
+
+def test_an_unknown_key_is_refused() -> None:
+    """The key must be one of those given."""
+    assert check(*signed(identity="AKIX")) == "UnrecognizedClientException"
+
+
+def test_a_wrong_secret_is_refused() -> None:
+    """The signature depends on the secret."""
+    assert check(*signed(secret="secret")) == "InvalidSignatureException"
+
+
+def test_a_refusal_does_not_tell_the_secret() -> None:
+    """Neither the known secret nor the sent signature is repeated."""
+    headers, now = signed(secret="secret")
+    with pytest.raises(KinesisError) as caught:
+        verify(headers, BODY, keys=KEYS, region="us-east-1", now=now)
+    assert caught.value.status == 400
+    assert "se/cr+et=" not in caught.value.message
+    assert headers["Authorization"].rpartition("=")[2] not in caught.value.message
+
+
+def test_a_changed_body_is_refused() -> None:
+    """The signature covers each byte of the body."""
+    headers, now = signed()
+    assert check(headers, now, BODY + b" ") == "InvalidSignatureException"
+
+
+def test_a_changed_header_is_refused() -> None:
+    """The signature covers the operation."""
+    headers, now = signed()
+    headers["X-Amz-Target"] = "Kinesis_20131202.DeleteStream"
+    assert check(headers, now) == "InvalidSignatureException"
+
+
+@pytest.mark.parametrize(("region", "service"), [("eu-west-1", "kinesis"), ("us-east-1", "dynamodb")])
+def test_another_region_or_service_is_refused(region: str, service: str) -> None:
+    """The scope must be this service in this region."""
+    assert check(*signed(region=region, service=service)) == "InvalidSignatureException"
+
+
+@pytest.mark.parametrize(("offset", "code"), [(299, None), (-299, None), (301, "InvalidSignatureException")])
+def test_clocks_may_differ_by_five_minutes(offset: float, code: str | None) -> None:
+    """An older or newer signature is refused."""
+    headers, now = signed()
+    assert check(headers, now + offset) == code
+
+
+def test_a_signature_must_cover_what_the_request_is() -> None:
+    """A signature over other headers than host, date and target is refused, even if it is right."""
+    headers, now = signed()
+    headers["Authorization"] = headers["Authorization"].replace(";x-amz-target", "")
+    assert check(headers, now) == "InvalidSignatureException"
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    [
+        "",
+        "X",
+        "Bearer abc",
+        "AWS4-HMAC-SHA256 Credential=AKID/20260101/us-east-1/kinesis/aws4_request, Signature=00",
+        "AWS4-HMAC-SHA512 Credential=AKID/20260101/us-east-1/kinesis/aws4_request, SignedHeaders=host, Signature=00",
+    ],
+)
+def test_an_incomplete_header_is_refused(authorization: str) -> None:
+    """All three parts and the algorithm must be there."""
+    headers, now = signed()
+    headers["Authorization"] = authorization
+    assert check(headers, now) == "IncompleteSignatureException"
+
+
+def test_a_request_without_a_date_is_refused() -> None:
+    """A date that cannot be read is as good as none."""
+    headers, now = signed()
+    headers["X-Amz-Date"] = "yesterday"
+    assert check(headers, now) == "IncompleteSignatureException"
+
+
+def test_access_keys_are_read_from_text() -> None:
+    """The token is optional; secrets may hold everything but a colon."""
+    assert parse_access_key("test:test") == ("test", AccessKey("test"))
+    assert parse_access_key("a:b/+=:c") == ("a", AccessKey("b/+=", "c"))
+
+
+@pytest.mark.parametrize("text", ["", "id", "id:", ":secret", "id:secret:"])
+def test_a_malformed_access_key_is_refused_without_being_repeated(text: str) -> None:
+    """What may be a secret is not shown."""
+    with pytest.raises(ValueError, match=r"^an access key is given as ID:SECRET or ID:SECRET:TOKEN$"):
+        parse_access_key(text)

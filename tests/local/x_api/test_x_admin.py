@@ -1,0 +1,134 @@
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from hashlib import md5
+from typing import Any
+
+import aiohttp
+import pytest
+
+from local.posts import Post
+from local.x_api.server import XApi
+from local.x_api.settings import Settings
+
+STREAM = "/2/tweets/sample/stream"
+LINE = b'{"data":{"id":"1","text":"water"}}'
+
+
+class Same:
+    """A source that gives the same post for ever."""
+
+    takes_rules = False
+
+    def take(self, now_ms: int) -> Post:
+        return Post("1", "author", LINE, 0, None)
+
+
+@asynccontextmanager
+async def streaming(**settings: Any) -> AsyncIterator[tuple[XApi, aiohttp.ClientSession, aiohttp.ClientResponse]]:
+    """Serve, and read the sample stream."""
+    async with (
+        XApi(Same(), Settings(**settings)) as api,
+        aiohttp.ClientSession(api.url) as http,
+        http.get(STREAM, headers={"authorization": "Bearer t"}, raise_for_status=True) as stream,
+    ):
+        yield api, http, stream
+
+
+async def post(http: aiohttp.ClientSession, path: str, body: Any) -> tuple[int, Any]:
+    """Post JSON and return the answer."""
+    async with http.post(path, json=body) as response:
+        return response.status, await response.json()
+
+
+async def get(http: aiohttp.ClientSession, path: str, **query: str) -> Any:
+    """Return the JSON at a path."""
+    async with http.get(path, params=query, raise_for_status=True) as response:
+        return await response.json()
+
+
+async def test_faults_are_injected_over_http() -> None:
+    """The stream ends as asked."""
+    async with streaming(limit=0) as (_, http, stream):
+        assert await post(http, "/admin/faults", {"kind": "last_chunk"}) == (200, {})
+        assert await stream.read() == b""
+
+
+async def test_fault_can_wait() -> None:
+    """`after` is in seconds."""
+    async with streaming(limit=0, keep_alive=0.02) as (_, http, stream):
+        await post(http, "/admin/faults", {"kind": "last_chunk", "after": 0.1})
+        assert (await stream.read()).startswith(b"\r\n")
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ({}, "unknown fault"),
+        ([], "must be an object"),
+        ({"kind": "nonsense"}, "unknown fault 'nonsense'"),
+        ({"kind": "stall"}, "seconds must be"),
+        ({"kind": "stall", "seconds": -1}, "seconds must be"),
+        ({"kind": "fin", "typo": 1}, "does not know typo"),
+        ({"kind": "layout", "layout": "wild"}, "layout must be one of"),
+        ({"kind": "refuse", "answer": "wild"}, "answer must be one of"),
+        ({"kind": "refuse", "answer": "hang", "endpoint": "x"}, "endpoint must be one of"),
+    ],
+)
+async def test_senseless_fault_is_400(body: Any, why: str) -> None:
+    """The answer says what is wrong, and nothing happens."""
+    async with streaming(limit=0) as (api, http, _):
+        status, answer = await post(http, "/admin/faults", body)
+        assert status == 400
+        assert why in answer["error"]
+        assert len(api.feed.streams) == 1
+
+
+async def test_stats_add_up() -> None:
+    """Every post that fell due is in one state; connections and refusals are counted."""
+    async with streaming(rate=0, limit=30) as (api, http, _):
+        await api.feed.until(lambda: api.ledger.counts["written"] == 30)
+        async with http.get(STREAM) as refused:
+            assert refused.status == 401
+        stats = await get(http, "/admin/stats")
+        assert stats["sent"] == 30
+        assert [stats[name] for name in ("queued", "written", "discarded", "unsent")] == [0, 30, 0, 0]
+        assert (stats["open"], stats["connections"], stats["exhausted"]) == (1, 1, True)
+        assert stats["refused"] == {"unauthorized": 1}
+        assert stats["endings"] == {"open": 1}
+
+
+async def test_ledger_is_shown_whole_or_from_a_row_on() -> None:
+    """Posts in the order of sending, and every connection with its ending."""
+    async with streaming(rate=0, limit=5000) as (api, http, _):
+        await api.feed.until(lambda: api.ledger.counts["written"] == 5000)
+        ledger = await get(http, "/admin/ledger")
+        row = {"id": "1", "key": "author", "md5": md5(LINE).hexdigest(), "state": "written", "connection": 1}
+        assert ledger["posts"] == [row] * 5000
+        assert [(one["number"], one["ending"], one["written"]) for one in ledger["connections"]] == [(1, "open", 5000)]
+        assert len((await get(http, "/admin/ledger", **{"from": "4990"}))["posts"]) == 10
+        async with http.get("/admin/ledger?from=x") as response:
+            assert response.status == 400
+
+
+async def test_rate_and_stop() -> None:
+    """The rate changes at once; after a stop the source is exhausted."""
+    async with streaming(rate=0.001) as (api, http, stream):
+        assert await post(http, "/admin/rate", {"rate": 1000}) == (200, {})
+        assert await stream.content.readuntil(b"\r\n") == LINE + b"\r\n"
+        assert await post(http, "/admin/stop", {}) == (200, {})
+        await api.feeding
+        assert (await get(http, "/admin/stats"))["exhausted"]
+
+
+@pytest.mark.parametrize("body", [{}, {"rate": -1}, {"rate": "fast"}, {"rate": None}, []])
+async def test_senseless_rate_is_400(body: Any) -> None:
+    """The rate stays what it was."""
+    async with streaming(rate=0.001) as (api, http, _):
+        assert (await post(http, "/admin/rate", body))[0] == 400
+        assert api.feed.rate == 0.001
+
+
+async def test_health() -> None:
+    """Whoever waits for the stand-in asks here."""
+    async with streaming(limit=0) as (_, http, _), http.get("/healthz") as response:
+        assert (response.status, await response.text()) == (200, "ok\n")

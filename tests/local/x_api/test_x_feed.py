@@ -1,0 +1,202 @@
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from hashlib import md5
+from typing import Any
+
+import aiohttp
+import pytest
+
+from local.posts import Post
+from local.x_api.ledger import Row
+from local.x_api.server import XApi
+from local.x_api.settings import Settings
+
+SAMPLE_PATH = "/2/tweets/sample/stream"
+FILTERED_PATH = "/2/tweets/search/stream"
+
+
+class Words:
+    """A source whose posts hold one word each, in turn; the template is the place of the word."""
+
+    def __init__(self, *words: str, takes_rules: bool = True) -> None:
+        self.takes_rules = takes_rules
+        self._words = words
+        self._number = 0
+
+    def take(self, now_ms: int) -> Post:
+        place = self._number % len(self._words)
+        self._number += 1
+        line = json.dumps({"data": {"id": str(self._number), "text": self._words[place]}}).encode()
+        return Post(str(self._number), "author", line, place, None)
+
+
+@asynccontextmanager
+async def opened(api: XApi, path: str, token: str = "t") -> AsyncIterator[aiohttp.StreamReader]:
+    """Connect and hand out what comes."""
+    headers = {"authorization": f"Bearer {token}"}
+    async with (
+        aiohttp.ClientSession(api.url, headers=headers) as http,
+        http.get(path, raise_for_status=True) as response,
+    ):
+        yield response.content
+
+
+async def read(stream: aiohttp.StreamReader, number: int) -> list[dict[str, Any]]:
+    """Read some posts."""
+    return [json.loads(await stream.readuntil(b"\r\n")) for _ in range(number)]
+
+
+def add(api: XApi, *rules: dict[str, str]) -> list[str]:
+    """Add rules and return their ids."""
+    answer = api.rules.change({"add": list(rules)}, dry_run=False, delete_all=False)
+    return [rule["id"] for rule in answer.body["data"]]
+
+
+def states(api: XApi) -> list[tuple[str, str, int]]:
+    """Return id, state and connection of each row."""
+    return [(row.id, row.state, row.connection) for row in api.ledger.rows()]
+
+
+async def test_line_names_all_rules_that_match() -> None:
+    """One post, one line, with every matching rule; an untagged one has an empty tag."""
+    source = Words("fast water", "dry land")
+    async with XApi(source, Settings(rate=0, limit=2)) as api:
+        water, fast, _ = add(api, {"value": "water", "tag": "wet"}, {"value": "fast"}, {"value": "fire"})
+        async with opened(api, FILTERED_PATH) as stream:
+            (post,) = await read(stream, 1)
+            assert post["matching_rules"] == [{"id": water, "tag": "wet"}, {"id": fast, "tag": ""}]
+            await api.feeding
+            assert api.feed.unmatched == 1
+            assert len(api.ledger) == 1
+
+
+async def test_changed_rules_hold_for_open_streams() -> None:
+    """A rule that is added or deleted needs no new connection."""
+    async with XApi(Words("water", "land"), Settings(rate=0)) as api:
+        add(api, {"value": "water"})
+        async with opened(api, FILTERED_PATH) as stream:
+            assert (await read(stream, 1))[0]["data"]["text"] == "water"
+            api.rules.change(None, dry_run=False, delete_all=True)
+            (land,) = add(api, {"value": "land"})
+            while (post := (await read(stream, 1))[0])["data"]["text"] == "water":
+                pass
+            assert post["matching_rules"] == [{"id": land, "tag": ""}]
+
+
+async def test_match_all_needs_no_match() -> None:
+    """Every post then matches every rule."""
+    async with XApi(Words("land"), Settings(rate=0, limit=1, match_all=True)) as api:
+        ids = add(api, {"value": "water"}, {"value": "fire"})
+        async with opened(api, FILTERED_PATH) as stream:
+            assert [rule["id"] for rule in (await read(stream, 1))[0]["matching_rules"]] == ids
+
+
+@pytest.mark.parametrize("match_all", [True, False])
+async def test_recorded_bytes_are_never_changed(match_all: bool) -> None:
+    """A source that forbids it gets no matching rules into its lines."""
+    source = Words("water", takes_rules=False)
+    async with XApi(source, Settings(rate=0, limit=1, match_all=match_all)) as api:
+        add(api, {"value": "water"})
+        async with opened(api, FILTERED_PATH) as stream:
+            assert await stream.readuntil(b"\r\n") == b'{"data": {"id": "1", "text": "water"}}\r\n'
+
+
+async def test_sample_stream_takes_all_posts_without_rules() -> None:
+    """It needs no rules and shows none."""
+    async with XApi(Words("water", "land"), Settings(rate=0, limit=2)) as api, opened(api, SAMPLE_PATH) as stream:
+        assert [set(post) for post in await read(stream, 2)] == [{"data"}, {"data"}]
+
+
+async def test_each_connection_has_a_row_of_its_own() -> None:
+    """Two tokens, two streams, both get the post; the ledger knows both."""
+    async with XApi(Words("water"), Settings(rate=0)) as api:
+        add(api, {"value": "water"})
+        async with opened(api, FILTERED_PATH, "one") as first, opened(api, FILTERED_PATH, "two") as second:
+            await api.feed.until(lambda: len(api.feed.streams) == 2)
+            seen = {post["data"]["id"] for post in await read(second, 3)}
+            for _ in seen:
+                await read(first, 1)
+            rows = [row for row in api.ledger.rows() if row.id in seen]
+            assert {row.connection for row in rows} == {1, 2}
+            assert len(rows) == 2 * len(seen)
+
+
+async def test_nothing_falls_due_before_the_first_connection() -> None:
+    """The first post that anybody could have is the first of the source."""
+    async with XApi(Words("water"), Settings(rate=1000)) as api:
+        add(api, {"value": "water"})
+        async with opened(api, FILTERED_PATH) as stream:
+            assert (await read(stream, 1))[0]["data"]["id"] == "1"
+
+
+async def test_posts_without_a_connection_are_unsent() -> None:
+    """After the first connection the world goes on: what falls due while nobody listens is gone."""
+    async with XApi(Words("water"), Settings(rate=1000)) as api:
+        add(api, {"value": "water"})
+        async with opened(api, FILTERED_PATH) as stream:
+            await read(stream, 1)
+        await api.feed.until(lambda: api.ledger.counts["unsent"] >= 10)
+        rows = states(api)
+        assert rows[0] == ("1", "written", 1)
+        assert rows[-1] == (str(len(rows)), "unsent", 0)
+        assert not any(state == "queued" for _, state, _ in rows)
+
+
+async def test_reader_that_is_away_stops_the_source_with_rate_zero() -> None:
+    """As fast as a client reads means: not at all without one."""
+    async with XApi(Words("water"), Settings(rate=0, limit=100_000)) as api:
+        add(api, {"value": "water"})
+        async with opened(api, FILTERED_PATH) as stream:
+            await read(stream, 1)
+        await api.feed.until(lambda: not api.feed.streams)
+        assert api.ledger.counts["unsent"] == 0
+        assert not api.feed.exhausted
+
+
+async def test_orderly_end_loses_nothing_with_rate_zero() -> None:
+    """What was given is written before the end, and nothing more is given until somebody connects again."""
+    async with XApi(Words("water"), Settings(rate=0, limit=20_000)) as api:
+        add(api, {"value": "water"})
+        for _ in range(3):
+            async with opened(api, FILTERED_PATH) as stream:
+                await read(stream, 1)
+                api.faults.inject("last_chunk")
+                await stream.read()
+        await api.feed.until(lambda: not api.feed.streams)
+        assert {row.state for row in api.ledger.rows()} == {"written"}
+
+
+async def test_rate_is_kept() -> None:
+    """Two hundred posts a second take a quarter of a second for fifty."""
+    async with XApi(Words("water"), Settings(rate=200, limit=50)) as api:
+        add(api, {"value": "water"})
+        async with opened(api, FILTERED_PATH) as stream:
+            begun = asyncio.get_running_loop().time()
+            await read(stream, 50)
+            assert 0.2 < asyncio.get_running_loop().time() - begun < 10
+
+
+async def test_rate_can_be_changed_and_stopped() -> None:
+    """A new rate counts from its own beginning; after a stop nothing falls due."""
+    async with XApi(Words("water"), Settings(rate=0.001)) as api:
+        add(api, {"value": "water"})
+        async with opened(api, FILTERED_PATH) as stream:
+            await api.feed.until(lambda: api.feed.streams)
+            api.feed.set_rate(5000)
+            await read(stream, 10)
+            api.feed.stop()
+            await api.feeding
+            await api.feed.until(lambda: api.ledger.counts["queued"] == 0)
+            assert api.feed.exhausted
+
+
+async def test_ledger_says_what_was_on_the_line() -> None:
+    """The digest is that of the line as it was sent, with its rules."""
+    async with XApi(Words("water"), Settings(rate=0, limit=1)) as api:
+        add(api, {"value": "water"})
+        async with opened(api, FILTERED_PATH) as stream:
+            line = (await stream.readuntil(b"\r\n")).removesuffix(b"\r\n")
+            await api.feed.until(lambda: api.ledger.counts["written"])
+            assert list(api.ledger.rows()) == [Row("1", "author", md5(line).hexdigest(), "written", 1)]

@@ -1,0 +1,234 @@
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+
+from local.posts import Post
+from local.x_api.answers import REFUSALS
+from local.x_api.server import XApi
+from local.x_api.settings import Settings
+
+PATH = "/2/tweets/search/stream"
+SAMPLE_PATH = "/2/tweets/sample/stream"
+RULES_PATH = "/2/tweets/search/stream/rules"
+
+
+class Same:
+    """A source that gives the same post for ever."""
+
+    takes_rules = False
+
+    def take(self, now_ms: int) -> Post:
+        return Post("1", "1", b'{"data":{"id":"1","text":"water"}}', 0, None)
+
+
+@asynccontextmanager
+async def serving(**settings: Any) -> AsyncIterator[tuple[XApi, aiohttp.ClientSession]]:
+    """Serve one matching rule and no posts, unless the settings say otherwise."""
+    async with XApi(Same(), Settings(**{"limit": 0} | settings)) as api:
+        api.rules.change({"add": [{"value": "water"}]}, dry_run=False, delete_all=False)
+        async with aiohttp.ClientSession(api.url, headers={"authorization": "Bearer good"}) as http:
+            yield api, http
+
+
+async def answer(http: aiohttp.ClientSession, path: str = PATH, **request: Any) -> tuple[int, str]:
+    """Ask once and return status and body; a stream that opens is left at once."""
+    async with http.get(path, **request) as response:
+        return response.status, "" if response.status == 200 else await response.text()
+
+
+@pytest.mark.parametrize("header", ["", "Bearer", "Bearer bad", "Basic good"])
+async def test_wrong_token_is_401(header: str) -> None:
+    """Only the tokens that were named open anything."""
+    async with serving(tokens=["good"]) as (api, http):
+        assert await answer(http, headers={"authorization": header}) == REFUSALS["unauthorized"][:2]
+        assert api.refused == {"unauthorized": 1}
+
+
+async def test_without_named_tokens_any_is_good() -> None:
+    """A stand-in that was told nothing asks for a token, whichever it be."""
+    async with serving() as (_, http):
+        assert (await answer(http))[0] == 200
+        assert (await answer(http, headers={"authorization": ""}))[0] == 401
+
+
+async def test_zero_rules_is_409() -> None:
+    """The filtered stream needs rules, the sample stream does not."""
+    async with serving() as (api, http):
+        api.rules.change(None, dry_run=False, delete_all=True)
+        assert await answer(http) == REFUSALS["no_rules"][:2]
+        assert (await answer(http, SAMPLE_PATH))[0] == 200
+
+
+async def test_second_connection_of_a_token_is_429() -> None:
+    """One connection for each token and endpoint; the slot is free when it ends."""
+    async with serving() as (api, http):
+        async with http.get(PATH) as first:
+            assert first.status == 200
+            assert await answer(http) == REFUSALS["too_many_connections"][:2]
+            assert (await answer(http, headers={"authorization": "Bearer other"}))[0] == 200
+            assert (await answer(http, SAMPLE_PATH))[0] == 200
+        await api.feed.until(lambda: not api.feed.streams)
+        assert (await answer(http))[0] == 200
+
+
+async def test_redundant_connections_are_a_setting() -> None:
+    """Enterprise has more than one."""
+    async with serving(connections=2) as (_, http), http.get(PATH) as first, http.get(PATH) as second:
+        assert (first.status, second.status) == (200, 200)
+        assert (await answer(http))[0] == 429
+
+
+async def test_ghost_keeps_the_slot_of_a_lost_connection() -> None:
+    """After an end that X cannot see the slot stays taken for the time that was set."""
+    async with serving(ghost_seconds=60) as (api, http):
+        async with http.get(PATH):
+            pass
+        await api.feed.until(lambda: not api.feed.streams)
+        assert await answer(http) == REFUSALS["too_many_connections"][:2]
+
+
+async def test_clean_end_leaves_no_ghost() -> None:
+    """What X itself ended is over."""
+    async with serving(ghost_seconds=60) as (api, http):
+        async with http.get(PATH) as response:
+            await api.feed.until(lambda: api.feed.streams)
+            api.faults.inject("last_chunk")
+            assert await response.read() == b""
+        await api.feed.until(lambda: not api.feed.streams)
+        assert (await answer(http))[0] == 200
+
+
+async def test_ghost_fades() -> None:
+    """After its time the slot is free again."""
+    async with serving(ghost_seconds=0.2, connects=100_000) as (api, http):
+        async with http.get(PATH):
+            pass
+        await api.feed.until(lambda: not api.feed.streams)
+        begun = time.monotonic()
+        while (await answer(http))[0] == 429:
+            assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun > 0.1
+
+
+async def test_connects_are_limited_and_counted_down() -> None:
+    """Refused ones count too; over the limit comes the plain 429 with its reset."""
+    async with serving(connects=3, window_seconds=900) as (api, http):
+        remaining = []
+        async with http.get(PATH) as response:
+            remaining.append(response.headers["x-rate-limit-remaining"])
+            for _ in range(2):
+                async with http.get(PATH) as refused:
+                    remaining.append(refused.headers["x-rate-limit-remaining"])
+            async with http.get(PATH) as refused:
+                assert (refused.status, await refused.text()) == REFUSALS["rate_limit"][:2]
+                assert 890 < int(refused.headers["x-rate-limit-reset"]) - time.time() < 902
+                assert refused.headers["x-rate-limit-limit"] == "3"
+        assert remaining == ["2", "1", "0"]
+        assert api.refused == {"too_many_connections": 2, "rate_limit": 1}
+
+
+async def test_rate_limit_window_opens_again() -> None:
+    """After the reset requests are answered anew."""
+    async with serving(connects=1, window_seconds=0.2) as (_, http):
+        assert (await answer(http))[0] == 200
+        begun = time.monotonic()
+        while (await answer(http))[0] == 429:
+            assert time.monotonic() - begun < 5
+
+
+@pytest.mark.parametrize(
+    ("query", "parameter"),
+    [
+        ({"tweet.fields": "created_at,nonsense"}, "tweet.fields"),
+        ({"expansions": "authors"}, "expansions"),
+        ({"nonsense": "1"}, "nonsense"),
+        ({"backfill_minutes": "6"}, "backfill_minutes"),
+        ({"backfill_minutes": "5"}, "backfill_minutes"),
+        ({"start_time": "2026-01-01T00:00:00Z"}, "start_time"),
+    ],
+)
+async def test_bad_parameters_are_400_and_named(query: dict[str, str], parameter: str) -> None:
+    """The answer says which parameter and which value X does not take."""
+    async with serving() as (_, http):
+        status, body = await answer(http, params=query)
+        assert status == 400
+        assert json.loads(body)["errors"][0]["parameters"] == {parameter: [query[parameter]]}
+
+
+async def test_known_fields_are_taken() -> None:
+    """What tweepy and the daemon ask for is valid."""
+    query = {
+        "tweet.fields": "author_id,created_at,lang,note_tweet",
+        "expansions": "author_id,referenced_tweets.id",
+        "user.fields": "username",
+        "backfill_minutes": "0",
+    }
+    async with serving() as (_, http):
+        assert (await answer(http, params=query))[0] == 200
+
+
+async def test_usage_cap_ends_streams_and_closes_the_door() -> None:
+    """At the cap comes the announced end, and from then on the refusal."""
+    async with serving(rate=1000, limit=None, usage_cap=5) as (api, http):
+        async with http.get(PATH) as response:
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await response.read()
+        await api.feed.until(lambda: not api.feed.streams)
+        assert api.ledger.connections[0].ending == "operational_disconnect"
+        assert await answer(http) == REFUSALS["usage_cap"][:2]
+
+
+async def test_rules_have_limits_of_their_own() -> None:
+    """A hundred changes in a window, then 429; reading has another limit."""
+    async with serving() as (_, http):
+        for _ in range(100):
+            async with http.post(RULES_PATH, json={"add": [{"value": "water"}]}) as response:
+                assert response.status == 200
+        async with http.post(RULES_PATH, json={"add": [{"value": "water"}]}) as response:
+            assert response.status == 429
+        assert (await answer(http, RULES_PATH))[0] == 200
+
+
+@pytest.mark.parametrize("name", list(REFUSALS))
+async def test_every_refusal_can_be_asked_for(name: str) -> None:
+    """It comes as often as asked, then the request is answered as usual."""
+    async with serving() as (api, http):
+        api.faults.inject("refuse", answer=name, times=2)
+        for _ in range(2):
+            async with http.get(PATH) as response:
+                assert (response.status, await response.text()) == REFUSALS[name][:2]
+                assert response.content_type == REFUSALS[name].content_type.partition(";")[0]
+        assert (await answer(http))[0] == 200
+        assert api.refused == {name: 2}
+
+
+async def test_refusals_of_rules_are_asked_for_apart() -> None:
+    """Faults of the rules endpoint do not touch the stream."""
+    async with serving() as (api, http):
+        api.faults.inject("refuse", answer="service_unavailable", endpoint="rules")
+        assert (await answer(http))[0] == 200
+        assert (await answer(http, RULES_PATH))[0] == 503
+
+
+async def test_request_can_stay_without_an_answer() -> None:
+    """`hang` takes the request and says nothing; it ends with the client's patience."""
+    async with serving() as (api, http):
+        api.faults.inject("refuse", answer="hang")
+        with pytest.raises(TimeoutError):
+            await answer(http, timeout=aiohttp.ClientTimeout(total=0.1))
+        assert api.refused == {"hang": 1}
+
+
+async def test_request_can_be_dropped() -> None:
+    """`drop` closes the connection instead of answering."""
+    async with serving() as (api, http):
+        api.faults.inject("refuse", answer="drop", times=0)
+        with pytest.raises(aiohttp.ServerDisconnectedError):
+            await answer(http)
+        api.faults.inject("clear")
+        assert (await answer(http))[0] == 200
