@@ -13,21 +13,15 @@ configuration is not usable.
 
 import argparse
 import asyncio
+import json
 import os
-import random
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 
-import aiohttp
-
 from service import __version__
-from service.app import Daemon, StartError, fetch_token
 from service.config import ConfigError, Settings, describe, load, markdown
-from service.core.reconnect import Ladders
-from service.core.rules import Changes, Rule
-from service.kinesis import Kinesis, KinesisError
-from service.rules import Rules, RulesError, RulesUnavailableError
-from service.stream import TokenError
 
 
 def main(arguments: list[str]) -> int:
@@ -59,16 +53,22 @@ def main(arguments: list[str]) -> int:
             print(describe(settings))
             return 0
         case "health":
-            return asyncio.run(_health(settings))
+            return _health(settings)
         case "check":
-            return asyncio.run(_check(settings))
+            from service import check  # noqa: PLC0415 - asking for health must not cost a second of imports
+
+            return asyncio.run(check.check(settings, os.environ))
         case "rules":
-            return asyncio.run(_rules(settings, apply=options.apply))
+            from service import check  # noqa: PLC0415 - as above
+
+            return asyncio.run(check.rules(settings, apply=options.apply))
         case _:
             return _run(settings)
 
 
 def _run(settings: Settings) -> int:
+    from service.app import Daemon, StartError  # noqa: PLC0415 - as above
+
     code = 0
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -93,13 +93,13 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-async def _health(settings: Settings) -> int:
+def _health(settings: Settings) -> int:
     url = f"http://{_local(settings.http_host)}:{settings.http_port}/readyz"
-    timeout = aiohttp.ClientTimeout(total=3)
     try:
-        async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url) as response:
-            report = await response.json()
-    except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+        report = json.load(urllib.request.urlopen(url, timeout=3))
+    except urllib.error.HTTPError as error:
+        report = json.load(error)
+    except (OSError, ValueError) as error:
         print(f"no daemon answers at {url}: {error}; see MILLRACE_HTTP_HOST and MILLRACE_HTTP_PORT", file=sys.stderr)
         return 1
     for name, check in report["checks"].items():
@@ -110,57 +110,6 @@ async def _health(settings: Settings) -> int:
 
 def _local(host: str) -> str:
     return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104 - compared, not bound
-
-
-async def _check(settings: Settings) -> int:
-    """Print a line for each thing that `run` needs."""
-    failures = 0
-    print("configuration  ok")
-    try:
-        async with Kinesis(settings.stream, region=os.environ.get("AWS_REGION")) as kinesis:
-            facts = await kinesis.facts()
-            shards = await kinesis.shards()
-            await kinesis.probe()
-        print(f"kinesis        ok: {facts.name}, {facts.status}, {facts.mode}, {len(shards)} open shards")
-    except KinesisError as error:
-        failures += 1
-        print(f"kinesis        {error}")
-    if settings.source != "stdin":
-        try:
-            changes = await _compare(settings, apply=False)
-            print(f"x              ok: {len(changes.keep)} of {len(settings.rules)} wanted rules are there")
-        except (TokenError, RulesError, RulesUnavailableError) as error:
-            failures += 1
-            print(f"x              {error}")
-    return 1 if failures else 0
-
-
-async def _rules(settings: Settings, *, apply: bool) -> int:
-    try:
-        changes = await _compare(settings, apply=apply)
-    except (TokenError, RulesError, RulesUnavailableError) as error:
-        for line in getattr(error, "problems", [str(error)]):
-            print(line, file=sys.stderr)
-        return 1
-    for sign, rules in (
-        ("+", changes.add),
-        ("-", changes.delete),
-        ("-", [change.old for change in changes.replace]),
-        ("+", [change.new for change in changes.replace]),
-        (" ", changes.keep),
-    ):
-        for rule in rules:
-            print(f"{sign} {rule.value}  [{rule.tag}]")
-    if not changes.is_empty:
-        print("made" if apply else "not made: add --apply")
-    return 0
-
-
-async def _compare(settings: Settings, *, apply: bool) -> Changes:
-    rng = random.Random()  # noqa: S311 - jitter, not secrets
-    token = await fetch_token(settings, Ladders(rng))
-    wanted = [Rule(rule.value, rule.tag) for rule in settings.rules]
-    return await Rules(settings.x_url, token, rng).sync(wanted, apply=apply)
 
 
 if __name__ == "__main__":

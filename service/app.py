@@ -108,7 +108,7 @@ class Daemon:
 
     def __init__(self, settings: Settings, environ: Mapping[str, str]) -> None:
         self._settings = settings
-        self._region = environ.get("AWS_REGION")
+        self._region = environ.get("AWS_REGION") or None
         self._started_at = time.time()
         self._rng = random.Random()  # noqa: S311 - jitter, not secrets
         secrets = [settings.bearer_token, settings.api_key, settings.api_key_secret]
@@ -124,6 +124,7 @@ class Daemon:
             lanes_per_shard=settings.lanes_per_shard,
             linger=settings.linger_seconds,
             memory_limit=settings.memory_limit,
+            compress=settings.compression == "zstd",
             rng=self._rng,
         )
         self._metrics.read_buffer_with(self._buffer)

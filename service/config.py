@@ -246,6 +246,11 @@ class Settings:
     aggregation: Annotated[
         str, _choice("kpl", "none"), "kpl: many posts in one Kinesis record; none: every post is a record."
     ] = "kpl"
+    compression: Annotated[
+        str,
+        _choice("none", "zstd"),
+        "zstd: containers are compressed; only Millrace's own processor reads them.",
+    ] = "none"
     lanes_per_shard: Annotated[
         int, _number(int, 1, 10), "As many as the ParallelizationFactor of the Lambda mapping."
     ] = 1

@@ -217,3 +217,4 @@ class Sender:
         log.info("shards_listed", stream=facts.name, mode=facts.mode, shards=len(shards))
         if outcomes:
             self._on_outcomes(outcomes)
+            self._room.set()

@@ -68,7 +68,11 @@ class Stdin:
             return
         loop = asyncio.get_running_loop()
         readable = asyncio.Event()
-        loop.add_reader(self._descriptor, readable.set)
+        try:
+            loop.add_reader(self._descriptor, readable.set)
+        except PermissionError:  # /dev/null, which a container without -i has: it never blocks either
+            await asyncio.sleep(0)
+            return
         try:
             await readable.wait()
         finally:

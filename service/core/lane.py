@@ -114,10 +114,10 @@ class Lane:
         batches = self.batches
         if batches:
             batch = batches[-1]
-            if batch.add(post):
+            if batch.add(post, limit):
                 return batch
-        batch = Batch(now, limit)
-        batch.add(post)
+        batch = Batch(now)
+        batch.add(post, limit)
         batches.append(batch)
         return batch
 

@@ -61,6 +61,9 @@ class LineSplitter:
     def end(self) -> bytes | None:
         """Return what the connection's end cut off, or None if it ended with a line; ready for a new connection."""
         rest = b"".join(self._pieces).removesuffix(b"\r")
+        if len(rest) > self._limit:
+            self.overlong.append(rest[:HEAD_BYTES])
+            rest = b""
         self._pieces.clear()
         self._size = 0
         self._skipping = False

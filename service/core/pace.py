@@ -13,7 +13,6 @@ from service.core.limits import SHARD_BYTES_PER_SECOND, SHARD_RECORDS_PER_SECOND
 
 DECREASE = 0.7
 INCREASE = 0.05
-SMALLEST_SHARE = 0.02
 # All records of a request that a shard throttles are one event, and so are the retries that were already under way.
 THROTTLE_PAUSE = 0.25
 # Unused allowance is kept for this long; Kinesis itself allows about a second.
@@ -54,7 +53,7 @@ class Pace:
             return
         self._refill(now)
         self._throttled_at = now
-        self.share = max(SMALLEST_SHARE, self.share * DECREASE)
+        self.share *= DECREASE
         self._records = min(self._records, 0.0)
         self._bytes = min(self._bytes, 0.0)
 

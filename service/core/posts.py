@@ -9,6 +9,7 @@ its id: it has no neighbours to keep an order with. Records that are not X's pos
 (RFC 6901), such as `/user/id`; they need no id, but without a key they have no place.
 """
 
+import json
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -20,7 +21,7 @@ from service.core.records import DropReason, Post, Rejected
 
 # What PARTITION_KEY may name, beside a JSON pointer.
 PARTITION_KEYS = ("author_id", "id", "conversation_id")
-POINTER = re.compile(r"(/([^/~]|~[01])+)+")
+POINTER = re.compile(r'(/([^/~"\\\x00-\x1f]|~[01])+)+')
 
 
 class PostReader:
@@ -44,9 +45,10 @@ class PostReader:
         for line in lines:
             try:
                 post_id, key = find(line)
+                post = Post(line, post_id, key.encode(), now)
             except msgspec.ValidationError:
                 rejected.append(Rejected(line, DropReason.NO_ID))
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            except (msgspec.DecodeError, UnicodeError, RecursionError):
                 rejected.append(Rejected(line, DropReason.NOT_JSON))
             except _NotAPostError as error:
                 rejected.append(Rejected(line, error.reason))
@@ -54,7 +56,7 @@ class PostReader:
                 if len(key) > PARTITION_KEY_CHARACTERS:
                     rejected.append(Rejected(line, DropReason.KEY_TOO_LONG))
                 else:
-                    posts.append(Post(line, post_id, key.encode(), now))
+                    posts.append(post)
         return posts, rejected
 
 
@@ -70,21 +72,34 @@ _Finder = Callable[[bytes], tuple[str, str]]
 def _post_finder(partition_key: str) -> _Finder:
     """Return what finds (id, partition key) in a post of X."""
     # A struct of just the wanted fields lets the decoder skip everything else without building it.
-    fields: list[tuple[str, type, object]] = [("id", str, "")]
+    fields: list[tuple[str, Any, object]] = [("id", str, "")]
     if partition_key != "id":
-        fields.append((partition_key, str, ""))
+        fields.append((partition_key, str | None, None))
     data = msgspec.defstruct("Data", fields, gc=False)
     line = msgspec.defstruct("Line", [("data", data | None, None), ("errors", msgspec.Raw, msgspec.Raw())], gc=False)
     decode: Callable[[bytes], Any] = msgspec.json.Decoder(line).decode
 
-    def find(line: bytes) -> tuple[str, str]:
-        read = decode(line)
+    def find(text: bytes) -> tuple[str, str]:
+        try:
+            read = decode(text)
+        except msgspec.DecodeError as error:
+            # Half a surrogate pair, as a cut emoji leaves it: JSON allows it, and the standard library reads it.
+            if isinstance(error, msgspec.ValidationError) or b"\\ud" not in text.lower():
+                raise
+            read = msgspec.convert(_read_leniently(text), line)
         data = read.data
         if data is None or not data.id:
             raise _NotAPostError(DropReason.X_ERROR if data is None and bytes(read.errors) else DropReason.NO_ID)
         return data.id, getattr(data, partition_key) or data.id
 
     return find
+
+
+def _read_leniently(text: bytes) -> object:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise msgspec.DecodeError(str(error)) from None
 
 
 def _record_finder(pointer: str) -> _Finder:

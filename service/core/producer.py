@@ -27,7 +27,7 @@ from heapq import heappop, heappush
 from random import Random
 from typing import NamedTuple
 
-from service.core.aggregator import LARGEST_BYTES, TARGET_BYTES, Batch
+from service.core.aggregator import COMPRESSED_GROWTH, LARGEST_BYTES, TARGET_BYTES, Batch
 from service.core.backoff import Trouble, delay
 from service.core.lane import Event, Lane, State
 from service.core.limits import DEFAULT_RECORD_BYTES, RECORDS_PER_REQUEST, REQUEST_BYTES
@@ -44,18 +44,16 @@ from service.core.records import (
     SealReason,
     Shard,
 )
-from service.core.shard_map import ShardMap, hash_key, slices, slices_without_shards
+from service.core.shard_map import NAME_BYTES, ShardMap, hash_key, slices, slices_without_shards
 
 # What a post costs beside its line: the objects that hold it, as measured with tracemalloc on CPython 3.11.
 POST_OVERHEAD_BYTES = 400
-# The longest name of a lane that slices() makes; it counts against the record limit.
-LANE_NAME_BYTES = 64
 # Requests under way: where the window starts, and the most that the connections of the shell serve.
 FIRST_WINDOW = 8
 LARGEST_WINDOW = 48
 # Lanes that became due within this part of the linger go together in one request.
 LINGER_STEPS = 5
-# A record that strays again under a fresh map is on a stream that does not follow keys; then it counts as delivered.
+# A record that strays again and again under one map is on a stream that does not follow keys: it counts as delivered.
 STRAYS_AT_MOST = 2
 
 _THROTTLES = frozenset({"ProvisionedThroughputExceededException", "KMSThrottlingException"})
@@ -83,6 +81,7 @@ class Producer:
         lanes_per_shard: 1 or more; as many as the Lambda mapping's ParallelizationFactor.
         linger: how long a batch waits for company, in seconds.
         memory_limit: bytes of posts that may be inside.
+        compress: compress containers.
         rng: for the jitter of the delays.
 
     Attributes:
@@ -97,6 +96,7 @@ class Producer:
         lanes_per_shard: int = 1,
         linger: float = 0.1,
         memory_limit: int = 128 << 20,
+        compress: bool = False,
         rng: Random,
     ) -> None:
         self._wants_aggregates = aggregate
@@ -104,11 +104,15 @@ class Producer:
         self._lanes_per_shard = lanes_per_shard
         self._linger = linger
         self._memory_limit = memory_limit
+        self._compress = compress
+        growth = COMPRESSED_GROWTH if compress else 1
+        self._target, self._largest = TARGET_BYTES * growth, LARGEST_BYTES * growth
         self.rng = rng
         self._record_limit = DEFAULT_RECORD_BYTES
         self._ignores_keys = False
         self._shards: tuple[Shard, ...] = ()
         self._map: ShardMap | None = None
+        self._generation = 0
         self._lanes: list[Lane] = []
         self._retired: set[Lane] = set()
         self._paces: dict[str, Pace] = {}
@@ -177,21 +181,22 @@ class Producer:
             raise RuntimeError("offer() before the first on_shards()")
         too_large = []
         lanes, index = self._lanes, self._map.index
-        room = self._record_limit - LANE_NAME_BYTES
-        limit = self._container_limit()
+        room = self._record_limit
+        # A free lane sends at the target; one that waits for an answer lets its batch grow meanwhile.
+        target, largest = self._container_limit(self._target), self._container_limit(self._largest)
         count = size = 0
         for post in posts:
             length = len(post.line)
-            if length > room:
+            if length + max(len(post.key), NAME_BYTES) > room:
                 too_large.append(Outcome([post], DropReason.POST_TOO_LARGE, 0))
                 continue
             lane = lanes[index(post.key)]
-            batch = lane.append(post, now, limit)
+            free = lane.state is State.IDLE
+            lane.append(post, now, target if free else largest)
             count += 1
             size += length
             # Planned when the first post comes, and again when there is enough: not once a post.
-            full = batch.aggregate.size >= TARGET_BYTES or not limit
-            if lane.state is State.IDLE and lane.due_at > now and (full or lane.due_at == _NEVER):
+            if free and lane.due_at > now and (lane.due_at == _NEVER or len(lane.batches) > 1 or not target):
                 self._plan(lane, now)
         self._posts += count
         self._bytes += size + count * POST_OVERHEAD_BYTES
@@ -245,7 +250,7 @@ class Producer:
             if code in _THROTTLES:
                 if lane not in self._retired:
                     self._pace(lane).throttled(now)
-                self._throttled.append(lane.slice.shard_id)
+                self._throttled.append(lane.slice.shard_id or "any")
                 self._retry(lane, Trouble.THROTTLED, now)
             else:
                 record.perhaps_stored = True
@@ -349,16 +354,17 @@ class Producer:
         single = not self._aggregate
         if single:
             reason = SealReason.SINGLE
-        elif lane.batches or batch.aggregate.size >= TARGET_BYTES:
+        elif lane.batches or batch.aggregate.size >= self._target:
             reason = SealReason.SIZE
         else:
             reason = SealReason.DRAIN if self._closing else SealReason.LINGER
         lane.head = KinesisRecord(
             partition_key=batch.posts[0].key.decode() if single else lane.slice.name,
             explicit_hash_key="" if single else str(lane.slice.first),
-            data=batch.encode(),
+            data=batch.encode(compressed=self._compress),
             posts=batch.posts,
             sealed=reason,
+            generation=self._generation,
             perhaps_stored=batch.perhaps_stored,
             astray=batch.astray,
         )
@@ -381,7 +387,7 @@ class Producer:
         if lane.state is not State.IDLE or lane.blockers or not lane.batches:
             return
         first = lane.batches[0]
-        full = len(lane.batches) > 1 or first.aggregate.size >= TARGET_BYTES or not self._aggregate
+        full = len(lane.batches) > 1 or first.aggregate.size >= self._target or not self._aggregate
         if full or self._closing or not self._linger:
             when = now
         else:
@@ -400,7 +406,8 @@ class Producer:
         self, lane: Lane, record: KinesisRecord, shard_id: str, sequence_number: str, now: float
     ) -> list[Outcome]:
         expected = self._ignores_keys or shard_id == lane.slice.shard_id
-        if not expected and record.astray < STRAYS_AT_MOST:
+        fresh = record.generation == self._generation
+        if not expected and (record.astray < STRAYS_AT_MOST or not fresh):
             lane.move(Event.ASTRAY)
             lane.shard_id = shard_id
             if any(shard.shard_id == shard_id for shard in self._shards):
@@ -425,7 +432,8 @@ class Producer:
             fits = at is not None and at.first <= hash_key(post.key) <= at.last
             (inside if fits else outside).append(post)
         lane.move(Event.SETTLED)
-        self._put_in_front(outside, now, perhaps_stored=True, astray=record.astray + 1)
+        strays = record.astray + 1 if record.generation == self._generation else 0
+        self._put_in_front(outside, now, perhaps_stored=True, astray=strays)
         self._after_head(lane, now)
         return [self._end(inside, record)] if inside else []
 
@@ -468,13 +476,17 @@ class Producer:
             pieces = slices(self._shards, max(self._lanes_per_shard, enough))
         old = {lane.slice: lane for lane in self._lanes}
         self._map = ShardMap(pieces)
+        self._generation += 1
         self._lanes = [old.pop(piece) if piece in old else Lane(piece) for piece in pieces]
         names = dict.fromkeys(piece.shard_id or piece.name for piece in pieces)
         self._paces = {name: self._paces.get(name) or Pace(now) for name in names}
         self._retired.update(old.values())
         for lane in self._lanes:
-            lane.blockers = {retired for retired in self._retired if retired.slice.overlaps(lane.slice)}
-        limit = self._container_limit()
+            lane.blockers.clear()
+        for retired in self._retired:
+            for place in self._map.overlapping(retired.slice):
+                self._lanes[place].blockers.add(retired)
+        limit = self._container_limit(self._largest)
         for lane in old.values():
             lane.due_at = _NEVER
             for post in (post for batch in lane.batches for post in batch.posts):
@@ -490,27 +502,29 @@ class Producer:
         if lane.head is not None:
             self._put_in_front(lane.head.posts, now, perhaps_stored=lane.head.perhaps_stored)
             lane.head = None
-        for new in self._lanes:
-            if lane in new.blockers:
-                new.blockers.discard(lane)
-                self._plan(new, now)
+        assert self._map is not None
+        for place in self._map.overlapping(lane.slice):
+            new = self._lanes[place]
+            new.blockers.discard(lane)
+            self._plan(new, now)
 
-    def _container_limit(self) -> int:
-        return min(LARGEST_BYTES, self._record_limit - LANE_NAME_BYTES) if self._aggregate else 0
+    def _container_limit(self, size: int) -> int:
+        """The given size, if containers may be so large; 0 if every post goes alone."""
+        return min(size, self._record_limit - NAME_BYTES) if self._aggregate else 0
 
     def _put_in_front(self, posts: Sequence[Post], now: float, *, perhaps_stored: bool, astray: int = 0) -> None:
         """Queue posts before everything that waits in their lanes, in order."""
         assert self._map is not None
-        limit = self._container_limit()
+        limit = self._container_limit(self._largest)
         by_lane: dict[int, list[Batch]] = {}
         for post in posts:
             batches = by_lane.setdefault(self._map.index(post.key), [])
-            if not batches or not batches[-1].add(post):
+            if not batches or not batches[-1].add(post, limit):
                 # They have lingered once already.
-                batch = Batch(now - self._linger, limit)
+                batch = Batch(now - self._linger)
                 batch.perhaps_stored = perhaps_stored
                 batch.astray = astray
-                batch.add(post)
+                batch.add(post, limit)
                 batches.append(batch)
         for index, batches in by_lane.items():
             lane = self._lanes[index]

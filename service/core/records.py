@@ -76,6 +76,7 @@ class KinesisRecord(msgspec.Struct, eq=False):
         sealed: why it was closed.
         attempts: how often it was sent.
         perhaps_stored: an attempt ended without an answer, so Kinesis may hold it already.
+        generation: the number of the shard map that it was made under.
         alone: it shared a request that Kinesis refused for good, and goes alone to find the culprit.
         astray: how often it was stored outside the range of its shard.
     """
@@ -85,6 +86,7 @@ class KinesisRecord(msgspec.Struct, eq=False):
     data: bytes
     posts: Sequence[Post]
     sealed: SealReason
+    generation: int = 0
     attempts: int = 0
     perhaps_stored: bool = False
     alone: bool = False

@@ -32,10 +32,6 @@ class Slice(NamedTuple):
     first: int
     last: int
 
-    def overlaps(self, other: "Slice") -> bool:
-        """Whether a key could belong to both."""
-        return self.first <= other.last and other.first <= self.last
-
 
 def slices(shards: Sequence[Shard], lanes_per_shard: int) -> list[Slice]:
     """
@@ -61,6 +57,9 @@ def slices_without_shards() -> list[Slice]:
     return [piece._replace(name=f"lane-{piece.name[1:]}") for piece in slices([whole], RECORDS_PER_REQUEST)]
 
 
+# The longest name that slices() gives: it is the partition key of containers, and counts against the record limit.
+NAME_BYTES = 64
+
 # Authors who post much are few; looking up where they belong is three times as fast as hashing their name.
 KNOWN_KEYS = 1 << 16
 
@@ -84,3 +83,7 @@ class ShardMap:
                 self._known.clear()
             index = self._known[partition_key] = bisect_right(self._firsts, hash_key(partition_key)) - 1
         return index
+
+    def overlapping(self, piece: Slice) -> range:
+        """The places of all slices that share a key with this one, which may be of another map."""
+        return range(bisect_right(self._firsts, piece.first) - 1, bisect_right(self._firsts, piece.last))

@@ -8,7 +8,18 @@ from aws_kinesis_agg.deaggregator import deaggregate_records
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from processor.wire import DIGEST_BYTES, ENVELOPE_BYTES, MAGIC, Aggregate, UserRecord, decode, varint
+from processor.wire import (
+    COMPRESSED_MAGIC,
+    DIGEST_BYTES,
+    ENVELOPE_BYTES,
+    MAGIC,
+    Aggregate,
+    UserRecord,
+    compress,
+    decode,
+    varint,
+    zstd,
+)
 
 # Kinesis takes partition keys of 1 to 256 Unicode characters; UTF-8 knows no surrogates.
 KEYS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=256)
@@ -165,10 +176,44 @@ class TestAgainstAws:
 
 class TestRawRecords:
     @settings(deadline=None)
-    @given(st.binary(max_size=300).filter(lambda data: not data.startswith(MAGIC)))
+    @given(st.binary(max_size=300).filter(lambda data: not data.startswith((MAGIC, COMPRESSED_MAGIC))))
     def test_a_record_without_the_magic_is_one_raw_record(self, data: bytes) -> None:
         """Bytes that do not claim to be an aggregate are handed on as they are."""
         assert ([UserRecord(data)], None) == decode(data)
+
+
+class TestCompression:
+    def test_a_compressed_container_gives_back_its_records(self) -> None:
+        """Keys and bytes come out as they went in, from fewer bytes."""
+        aggregate = Aggregate()
+        lines = [b'{"data":{"id":"%d","text":"the same words again and again"}}' % number for number in range(200)]
+        for line in lines:
+            aggregate.add(b"author", line)
+        container = aggregate.seal()
+        frame = compress(container)
+        assert len(frame) < len(container) / 4
+        assert (([UserRecord(line, "author") for line in lines]), None) == decode(frame)
+
+    @settings(deadline=None)
+    @given(st.data())
+    def test_a_damaged_frame_is_told_and_never_raises(self, data: st.DataObject) -> None:
+        """A flipped bit or a missing end is found by zstd's own checksum."""
+        aggregate = Aggregate()
+        aggregate.add(b"author", b"x" * 50)
+        aggregate.add(b"author", b"y" * 50)
+        frame = bytearray(compress(aggregate.seal()))
+        place = data.draw(st.integers(len(COMPRESSED_MAGIC), len(frame) - 1))
+        if data.draw(st.booleans()):
+            del frame[place:]
+        else:
+            frame[place] ^= 1 << data.draw(st.integers(0, 7))
+        records, damage = decode(bytes(frame))
+        assert damage or [record.data for record in records] == [b"x" * 50, b"y" * 50]
+
+    def test_a_frame_that_would_fill_the_memory_is_not_unpacked(self) -> None:
+        """The size that a frame claims is looked at before anything is unpacked."""
+        bomb = COMPRESSED_MAGIC + zstd.compress(bytes(100 << 20))
+        assert decode(bomb).damage is not None
 
 
 class TestDamage:

@@ -21,10 +21,11 @@ from service.core.limits import (
     HASH_KEYS,
     LARGEST_RECORD_BYTES,
     MIB,
+    PAYLOAD_UNIT_BYTES,
     RECORDS_PER_REQUEST,
     REQUEST_BYTES,
 )
-from service.core.producer import LANE_NAME_BYTES, LARGEST_WINDOW, POST_OVERHEAD_BYTES, Producer, Statistics
+from service.core.producer import LARGEST_WINDOW, POST_OVERHEAD_BYTES, Producer, Statistics
 from service.core.records import (
     DropReason,
     FailureKind,
@@ -37,7 +38,7 @@ from service.core.records import (
     SealReason,
     Shard,
 )
-from service.core.shard_map import hash_key
+from service.core.shard_map import NAME_BYTES, hash_key
 
 THROTTLED = RecordResult(error_code="ProvisionedThroughputExceededException", error_message="slow down")
 FAILED = RecordResult(error_code="InternalFailure", error_message="sorry")
@@ -372,9 +373,10 @@ class TestWhenABatchIsSent:
     def test_a_batch_of_the_target_size_goes_at_once(self) -> None:
         """A free lane does not wait for more than the target."""
         rig = Rig()
-        rig.producer.offer([rig.post(size=TARGET_BYTES // 2) for _ in range(2)], 0.0)
+        rig.producer.offer([rig.post(size=TARGET_BYTES // 10) for _ in range(10)], 0.0)
         record = rig.only_record(0.0)
-        assert TARGET_BYTES <= len(record.data) < 1.01 * TARGET_BYTES
+        assert len(record.posts) == 9, "a tenth would have begun another payload unit"
+        assert record.size <= 2 * PAYLOAD_UNIT_BYTES
         assert SealReason.SIZE is record.sealed
 
     def test_a_batch_grows_while_its_lane_waits_for_an_answer(self) -> None:
@@ -393,6 +395,16 @@ class TestWhenABatchIsSent:
         rest = rig.only_record(0.1)
         assert SealReason.LINGER is not rest.sealed
         assert posts == [*record.posts, *rest.posts]
+
+    def test_a_batch_that_is_full_before_its_target_counts_as_full(self) -> None:
+        """A large post that does not fit behind a small one closes its batch, and follows in the next."""
+        rig = Rig()
+        posts = [rig.post(), rig.post(size=LARGEST_BYTES)]
+        rig.producer.offer(posts, 0.0)
+        request = rig.only_request(0.0)
+        assert [(record.posts, record.sealed) for record in request.records] == [(posts[:1], SealReason.SIZE)]
+        rig.answer(request, 0.1)
+        assert rig.only_record(0.1).posts == posts[1:]
 
     def test_closing_sends_what_is_there(self) -> None:
         """A drain does not linger, neither for what is inside nor for what waits behind an answer."""
@@ -435,7 +447,7 @@ class TestTheDoor:
     def test_too_large_for_the_stream(self) -> None:
         """The largest post that passes fits its record; one more byte is an outcome at the door."""
         rig = Rig(linger=0.0)
-        fits, too_large = (rig.post(size=DEFAULT_RECORD_BYTES - LANE_NAME_BYTES + more) for more in (0, 1))
+        fits, too_large = (rig.post(size=DEFAULT_RECORD_BYTES - NAME_BYTES + more) for more in (0, 1))
         assert [Outcome([too_large], DropReason.POST_TOO_LARGE, 0)] == rig.producer.offer([too_large, fits], 0.0)
         assert rig.producer.statistics().posts == 1
         assert rig.only_record(0.0).size <= DEFAULT_RECORD_BYTES
@@ -604,6 +616,19 @@ class TestTrouble:
         assert (dropped.attempts, dropped.message) == (2, "ValidationException: not valid")
         assert rig.producer.is_drained
 
+    def test_records_that_go_alone_share_with_nobody(self) -> None:
+        """Neither what was due before them nor what is due after them joins their requests."""
+        rig = Rig(count=4, linger=0.0)
+        posts = [rig.post(key(shard, 4)) for shard in range(4)]
+        rig.producer.offer(posts[:2], 0.0)
+        rig.producer.on_failure(rig.only_request(0.0), REFUSED, 0.0)
+        rig.producer.offer(posts[2:3], 0.0)
+        rig.producer.offer(posts[3:], 0.06)
+        requests = rig.producer.requests(0.1)
+        assert [[record.posts for record in request.records] for request in requests] == [
+            [[posts[number]]] for number in (2, 0, 1, 3)
+        ]
+
     def test_a_lane_goes_on_after_a_refused_record(self) -> None:
         """What waits behind the culprit is sent."""
         rig = Rig(linger=0.0)
@@ -726,6 +751,27 @@ class TestResharding:
         rig.producer.on_response(request, [RecordResult("shardId-000000000000", "1")], 0.3)
         assert [newer] == rig.only_record(0.3).posts
 
+    def test_posts_do_not_linger_a_second_time(self) -> None:
+        """What comes back from an older lane goes at once."""
+        rig = Rig(linger=1.0)
+        rig.producer.offer([rig.post(), rig.post()], 0.0)
+        request = rig.only_request(1.0)
+        rig.model.split(0)
+        rig.refresh(1.1)
+        rig.producer.on_failure(request, UNKNOWN, 1.2)
+        assert len(rig.only_record(1.2).posts) == 2
+
+    @pytest.mark.parametrize(("edge", "shard_id"), [(0, "shardId-b"), (1, "shardId-a")])
+    def test_both_ends_of_a_shard_belong_to_it(self, edge: int, shard_id: str) -> None:
+        """A post whose hash key is the first or the last of the shard that stored it is not astray."""
+        rig = Rig(linger=0.0)
+        post = rig.post()
+        rig.producer.offer([post], 0.0)
+        request = rig.only_request(0.0)
+        border = hash_key(post.key) + edge
+        rig.producer.on_shards([Shard("shardId-a", 0, border - 1), Shard("shardId-b", border, HASH_KEYS - 1)], 0.1)
+        assert lines(rig.producer.on_response(request, [RecordResult(shard_id, "1")], 0.2)) == [post.line]
+
     def test_a_throttle_of_a_closed_shard_slows_nobody(self) -> None:
         """The shards that took its place have a pace of their own."""
         rig, posts = self.split_rig()
@@ -748,14 +794,17 @@ class TestResharding:
     def test_lanes_of_shards_that_stay_are_not_touched(self) -> None:
         """A split elsewhere neither stops a lane nor forgets its pace."""
         rig = Rig(count=2, linger=0.0)
-        rig.producer.offer([rig.post(key(0, 2))], 0.0)
+        rig.producer.offer([rig.post(key(0, 2), 1_000_000)], 0.0)
         request = rig.only_request(0.0)
         rig.producer.offer([rig.post(key(0, 2))], 0.1)
         rig.model.split(1)
-        assert rig.refresh(0.2) == []
+        assert rig.refresh(0.1) == []
         assert rig.producer.statistics().lanes == 3
-        assert len(rig.answer(request, 0.3)) == 1
-        assert len(rig.only_record(0.3).posts) == 1
+        assert len(rig.answer(request, 0.2)) == 1
+        assert rig.producer.requests(0.2) == []
+        deadline = rig.producer.next_deadline()
+        assert deadline == pytest.approx(1_000_000 / MIB - 0.5, rel=0.01)
+        assert len(rig.only_record(deadline).posts) == 1
 
     def test_what_waited_in_an_old_lane_is_dealt_out_anew(self) -> None:
         """Posts that were not under way find their new lanes at once, in order."""
@@ -768,6 +817,7 @@ class TestResharding:
         rig.producer.close()
         records = rig.only_request(0.2).records
         assert [posts[0::2], posts[1::2]] == [record.posts for record in records]
+        assert rig.producer.requests(100.0) == [], "the old lane's linger is forgotten"
 
     def test_a_stream_that_strays_all_the_time_is_believed_in_the_end(self) -> None:
         """Where a fresh map does not help, records are not sent again for ever."""
@@ -823,13 +873,14 @@ class TestAStreamThatIgnoresKeys:
     def test_a_record_astray_is_settled_when_the_stream_turns_out_to_ignore_keys(self) -> None:
         """The news comes with the shards that were asked for because of it; nothing is lost between."""
         rig = Rig(count=2, linger=0.0)
-        post = rig.post(key(0, 2))
-        rig.producer.offer([post], 0.0)
+        posts = [rig.post(key(0, 2)) for _ in range(3)]
+        rig.producer.offer(posts, 0.0)
         rig.producer.on_response(rig.only_request(0.0), [RecordResult(STRAY, "1")], 0.1)
-        outcomes = rig.producer.on_shards(rig.model.open, 0.2, ignores_keys=True)
-        assert outcomes == []
-        outcomes = rig.producer.on_response(rig.only_request(0.2), [RecordResult(STRAY, "2")], 0.3)
-        assert [post.line] == lines(outcomes)
+        assert rig.producer.on_shards(rig.model.open, 0.2, ignores_keys=True) == []
+        outcomes = []
+        for _ in posts:
+            outcomes += rig.producer.on_response(rig.only_request(0.2), [RecordResult(STRAY, "2")], 0.2)
+        assert [post.line for post in posts] == lines(outcomes)
         assert rig.producer.is_drained
 
     def test_it_may_follow_keys_again(self) -> None:

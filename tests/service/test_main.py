@@ -1,0 +1,149 @@
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from service import __version__
+from service.admin import Admin, Health
+from service.metrics import new_registry
+
+ROOT = Path(__file__).parents[2]
+STDIN = {"MILLRACE_STREAM": "posts", "MILLRACE_SOURCE": "stdin"}
+# So that nothing of the machine's own AWS configuration is found.
+NO_AWS = {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull, "AWS_EC2_METADATA_DISABLED": "true"}
+
+
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def millrace(*arguments: str, environ: Mapping[str, str]) -> Ended:
+    """Run a command of the daemon as its users do, with this environment and no other."""
+    done = subprocess.run(
+        [sys.executable, "-m", "service", *arguments],
+        cwd=ROOT,
+        env=dict(environ),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=50,
+        check=False,
+    )
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
+def test_version() -> None:
+    """It needs no configuration."""
+    assert millrace("--version", environ={}) == (0, f"Millrace {__version__}\n", "")
+
+
+def test_run_is_the_default_and_reports_all_faults_at_once() -> None:
+    """A configuration that cannot be used ends with code 2 and a line for each thing to mend, before anything else."""
+    code, out, err = millrace(environ={"MILLRACE_STREM": "posts", "MILLRACE_MEMORY_LIMIT": "much"})
+    assert (code, out) == (2, "")
+    lines = err.splitlines()
+    assert sorted(line.split(":")[0] for line in lines) == [
+        "MILLRACE_BEARER_TOKEN",
+        "MILLRACE_MEMORY_LIMIT",
+        "MILLRACE_STREAM",
+        "MILLRACE_STREM",
+    ]
+
+
+def test_config_shows_what_is_in_effect_without_secrets() -> None:
+    """Defaults and settings, one a line; a secret is a row of stars."""
+    code, out, err = millrace(
+        "config", environ={"MILLRACE_STREAM": "posts", "MILLRACE_BEARER_TOKEN": "very-secret", "MILLRACE_RULES": "猫"}
+    )
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert "MILLRACE_STREAM=posts" in lines
+    assert "MILLRACE_BEARER_TOKEN=***" in lines
+    assert "MILLRACE_LINGER_SECONDS=0.1" in lines
+    assert "猫" in out
+    assert "very-secret" not in out
+
+
+def test_config_markdown_is_the_page_of_the_documentation() -> None:
+    """The page is made by this command, which needs no configuration, and is not out of date."""
+    page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert millrace("config", "--markdown", environ={}) == (0, page, "")
+
+
+def test_health_without_a_daemon() -> None:
+    """A line that names the settings, and code 1."""
+    with socket.socket() as free:
+        # Bound but not listening: nobody else can take this port, and nobody answers.
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        code, out, err = millrace("health", environ=STDIN | {"MILLRACE_HTTP_PORT": str(port)})
+    assert (code, out) == (1, "")
+    (line,) = err.splitlines()
+    assert f"http://127.0.0.1:{port}" in line
+    assert "MILLRACE_HTTP_PORT" in line
+
+
+async def test_health_of_a_daemon_that_is_not_ready() -> None:
+    """It lives, so the code is 0: a restart would not help; what is wrong is printed."""
+    health = Health(["stream", "kinesis"])
+    health.set("kinesis", ok=True)
+    health.set("stream", ok=False, reason="unauthorized: 401")
+    async with asyncio.timeout(50), Admin("127.0.0.1", 0, new_registry(), health, dict) as admin:
+        # An unspecified address is where a server listens, not where a client connects to.
+        environ = STDIN | {"MILLRACE_HTTP_PORT": str(admin.port), "MILLRACE_HTTP_HOST": "0.0.0.0"}
+        code, out, err = await asyncio.to_thread(millrace, "health", environ=environ)
+    assert (code, err) == (0, "")
+    stream, kinesis = out.splitlines()
+    assert stream.startswith("stream   unauthorized: 401  (since ")
+    assert kinesis.startswith("kinesis  ok  (since ")
+
+
+def test_run_on_a_port_that_is_taken() -> None:
+    """It does not start: a line that names the setting, and code 1."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        code, _, err = millrace(environ=STDIN | NO_AWS | {"MILLRACE_HTTP_PORT": str(port), "MILLRACE_JOURNAL": "off"})
+    assert code == 1
+    (line,) = err.splitlines()
+    assert "MILLRACE_HTTP_PORT" in line
+
+
+def test_run_without_a_region() -> None:
+    """What AWS needs is asked for before anything is read: a line that names the variable, and code 1."""
+    code, _, err = millrace("run", environ=STDIN | NO_AWS | {"MILLRACE_HTTP_PORT": "0", "MILLRACE_JOURNAL": "off"})
+    assert code == 1
+    (line,) = err.splitlines()
+    assert "AWS_REGION" in line
+
+
+def test_check_tells_good_from_bad() -> None:
+    """A line for each thing that run needs, and code 1 if one of them is missing."""
+    code, out, err = millrace("check", environ=STDIN | NO_AWS)
+    assert (code, err) == (1, "")
+    configuration, kinesis = out.splitlines()
+    assert configuration == "configuration  ok"
+    assert kinesis.startswith("kinesis        ")
+    assert "AWS_REGION" in kinesis
+
+
+def test_rules_without_x() -> None:
+    """A line that says what could not be reached, and code 1."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        environ = {"MILLRACE_STREAM": "posts", "MILLRACE_BEARER_TOKEN": "very-secret", "MILLRACE_X_URL": url}
+        code, out, err = millrace("rules", environ=environ)
+    assert (code, out) == (1, "")
+    assert len(err.splitlines()) == 1
+    assert "very-secret" not in err
