@@ -84,7 +84,7 @@ class Pipeline:
             self.mapping = self._process("mapping", *self._mapping_arguments())
             stack.push_async_callback(self.mapping.stop)
             await self.mapping.start()
-            self.daemon = self._process("daemon", "service", environment=self._daemon_environment())
+            self.daemon = self._process("daemon", "service", environment=self.daemon_environment())
             stack.push_async_callback(self._stop_daemon)
             await self.daemon.start(ready=False)
             await self._wait_for_daemon()
@@ -133,7 +133,7 @@ class Pipeline:
     async def restart_daemon(self) -> None:
         """Kill the daemon, and start it again."""
         await self.daemon.kill()
-        self.daemon = self._process("daemon", "service", environment=self._daemon_environment())
+        self.daemon = self._process("daemon", "service", environment=self.daemon_environment())
         await self.daemon.start(ready=False)
         await self._wait_for_daemon()
 
@@ -211,7 +211,8 @@ class Pipeline:
             *("--dynamodb", self.table.url, "--failures", str(self.failures), "--stack", STACK),
         ]
 
-    def _daemon_environment(self) -> dict[str, str]:
+    def daemon_environment(self) -> dict[str, str]:
+        """All of the daemon's environment."""
         return {
             **self._base,
             "AWS_ENDPOINT_URL_KINESIS": self.kinesis.url,

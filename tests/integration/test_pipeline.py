@@ -19,7 +19,8 @@ from rich.console import Console
 
 from local import demo
 from local.pipeline import STREAM, Pipeline
-from local.reconcile import fetch_sent
+from local.reconcile import fetch_sent, fetch_shards
+from processor.wire import decode
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(150)]
 
@@ -170,19 +171,65 @@ async def test_a_rejected_token_is_retried_and_shown(tmp_path: Path) -> None:
     assert secret not in (tmp_path / "daemon.log").read_text() + json.dumps(report)
 
 
-async def run_service(environment: dict[str, str], *arguments: str) -> tuple[int, str]:
-    """Run the daemon's command line to its end; return the exit code and what it said on standard error."""
+async def run_service(environment: dict[str, str], *arguments: str, given: bytes = b"") -> tuple[int, str, str]:
+    """Run the daemon's command line to its end; return the exit code and what it wrote."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "service", *arguments),
         env=environment,
-        stdin=asyncio.subprocess.DEVNULL,
+        stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    async with asyncio.timeout(30):
-        _, errors = await process.communicate()
+    async with asyncio.timeout(60):
+        output, errors = await process.communicate(given)
     assert process.returncode is not None
-    return process.returncode, errors.decode()
+    return process.returncode, output.decode(), errors.decode()
+
+
+async def test_check_and_rules_say_what_is_there(tmp_path: Path) -> None:
+    """`check` has a line for all that is needed; `rules` shows the difference, and `--apply` makes it."""
+    async with pipeline(tmp_path, rate=10) as running:
+        environment = running.daemon_environment()
+        code, output, _ = await run_service(environment, "check")
+        assert code == 0, output
+        assert [line.split()[:2] for line in output.splitlines()] == [
+            ["configuration", "ok"],
+            ["kinesis", "ok:"],
+            ["x", "ok:"],
+        ]
+        other = environment | {"MILLRACE_RULES": "tea lang:en"}
+        _, output, _ = await run_service(other, "rules")
+        assert output.splitlines() == ["+ tea lang:en  [millrace:]", "- coffee  [millrace:]", "not made: add --apply"]
+        _, output, _ = await run_service(other, "rules", "--apply")
+        assert output.splitlines()[-1] == "made"
+        _, output, _ = await run_service(other, "rules")
+        assert output.splitlines() == ["  tea lang:en  [millrace:]"]
+
+
+async def test_standard_input_is_carried_to_its_end(tmp_path: Path) -> None:
+    """JSON lines of any kind, keyed by a pointer: all are delivered in the order of their keys, exit code 0."""
+    lines = [json.dumps({"user": {"id": number % 7}, "n": number}) for number in range(5000)]
+    async with pipeline(tmp_path, rate=1) as running:
+        environment = running.daemon_environment() | {
+            "MILLRACE_SOURCE": "stdin",
+            "MILLRACE_PARTITION_KEY": "/user/id",
+            "MILLRACE_JOURNAL": str(tmp_path / "other"),
+            "MILLRACE_MEMORY_LIMIT": "1MiB",
+            "MILLRACE_COMPRESSION": "zstd",
+        }
+        await running.daemon.stop()
+        code, output, errors = await run_service(environment, given="\n".join(lines).encode())
+        assert (code, errors) == (0, ""), output
+        async with aiohttp.ClientSession() as http:
+            shards = await fetch_shards(http, running.kinesis.url, STREAM)
+    found = [line for shard in shards for record in shard.records for line in decode(record).records]
+    kept: dict[int, list[int]] = {}
+    for record in found:
+        line = json.loads(record.data)
+        if "user" in line:
+            kept.setdefault(line["user"]["id"], []).append(line["n"])
+
+    assert {key: list(range(key, 5000, 7)) for key in range(7)} == kept
 
 
 async def test_faults_of_the_set_up_are_one_line_before_anything_is_read(tmp_path: Path) -> None:
@@ -190,7 +237,7 @@ async def test_faults_of_the_set_up_are_one_line_before_anything_is_read(tmp_pat
     async with pipeline(tmp_path, rate=10) as running:
         await running.daemon.stop()
         connections = (await running.x_stats())["connections"]
-        good = running._daemon_environment() | {"MILLRACE_JOURNAL": str(tmp_path / "other")}
+        good = running.daemon_environment() | {"MILLRACE_JOURNAL": str(tmp_path / "other")}
         cases = {
             "MILLRACE_STREAM": good | {"MILLRACE_STREAM": "nobody"},
             "secret access key": good | {"AWS_SECRET_ACCESS_KEY": "wrong"},
@@ -199,7 +246,7 @@ async def test_faults_of_the_set_up_are_one_line_before_anything_is_read(tmp_pat
             | {"AWS_EC2_METADATA_DISABLED": "true", "HOME": str(tmp_path)},
         }
         for words, environment in cases.items():
-            code, errors = await run_service(environment)
+            code, _, errors = await run_service(environment)
             assert (code, errors.count("\n")) == (1, 1), errors
             assert words in errors
         assert (await running.x_stats())["connections"] == connections
