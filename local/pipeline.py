@@ -19,7 +19,16 @@ from aiobotocore.session import AioSession
 from prometheus_client.parser import text_string_to_metric_families
 
 from local.processes import Process, ProcessError
-from local.reconcile import Reconciliation, fetch_sent, fetch_shards, fetch_table_ids, read_quarantine, reconcile
+from local.reconcile import (
+    Reconciliation,
+    fetch_sent,
+    fetch_shards,
+    fetch_table_ids,
+    post_id_of,
+    read_quarantine,
+    reconcile,
+)
+from processor.wire import decode
 
 STACK = "millrace"
 STREAM = "millrace-EventStream"
@@ -42,6 +51,8 @@ class Pipeline:
         posts: a file of recorded posts, to be sent instead of invented ones.
         limit: how many posts X has; None for no end.
         settings: further environment of the daemon.
+        connects: how often a client may connect to X in 15 minutes; X's own number is 50.
+        table: with the Lambda and the table; without, all ends in Kinesis.
     """
 
     def __init__(
@@ -52,6 +63,8 @@ class Pipeline:
         posts: Path | None = None,
         limit: int | None = None,
         settings: Mapping[str, str] | None = None,
+        connects: int = 50,
+        table: bool = True,
     ) -> None:
         self.directory = directory
         self.failures = directory / "failures"
@@ -59,6 +72,8 @@ class Pipeline:
         self._posts = posts
         self._limit = limit
         self._settings = settings or {}
+        self._connects = connects
+        self._with_table = table
         self._stack = AsyncExitStack()
         # Nothing of the caller's AWS or Millrace settings may reach the children.
         self._base = {
@@ -70,20 +85,25 @@ class Pipeline:
         async with AsyncExitStack() as stack:
             self._http = await stack.enter_async_context(aiohttp.ClientSession())
             self.kinesis = self._process("kinesis", *self._kinesis_arguments(0))
-            self.table = self._process("table", "local.table", "--stack", STACK)
             x_arguments = ["--port", "0", "--rate", f"{self._rate:g}", "--keep-alive", "1"]
+            x_arguments += ["--connects", str(self._connects)]
             x_arguments += ["--match", "all", "--token", TOKEN]
             if self._posts:
                 x_arguments += ["--posts", str(self._posts)]
             if self._limit is not None:
                 x_arguments += ["--limit", str(self._limit)]
             self.x = self._process("x", "local.x_api.server", *x_arguments)
-            for process in (self.kinesis, self.table, self.x):
+            first = [self.kinesis, self.x]
+            if self._with_table:
+                self.table = self._process("table", "local.table", "--stack", STACK)
+                first.append(self.table)
+            for process in first:
                 stack.push_async_callback(process.stop)
-            await asyncio.gather(*(process.start() for process in (self.kinesis, self.table, self.x)))
-            self.mapping = self._process("mapping", *self._mapping_arguments())
-            stack.push_async_callback(self.mapping.stop)
-            await self.mapping.start()
+            await asyncio.gather(*(process.start() for process in first))
+            if self._with_table:
+                self.mapping = self._process("mapping", *self._mapping_arguments())
+                stack.push_async_callback(self.mapping.stop)
+                await self.mapping.start()
             self.daemon = self._process("daemon", "service", environment=self.daemon_environment())
             stack.push_async_callback(self._stop_daemon)
             await self.daemon.start(ready=False)
@@ -99,7 +119,8 @@ class Pipeline:
 
     def check(self) -> None:
         """Raise ProcessError if one of the processes has ended."""
-        for process in (self.x, self.daemon, self.kinesis, self.mapping, self.table):
+        table = (self.mapping, self.table) if self._with_table else ()
+        for process in (self.x, self.daemon, self.kinesis, *table):
             process.check()
 
     async def _stop_daemon(self) -> None:
@@ -176,14 +197,17 @@ class Pipeline:
                     break
                 await asyncio.sleep(0.2)
         async with asyncio.timeout(SETTLE_SECONDS):
-            while (await self.mapping_stats())["records"] < await self._records_in_kinesis():
+            while self._with_table and (await self.mapping_stats())["records"] < await self._records_in_kinesis():
                 self.check()
                 await asyncio.sleep(0.2)
 
     async def reconcile(self) -> Reconciliation:
-        """Lay the ledgers and the table side by side."""
+        """Lay the ledgers and the table side by side; without a table, only the ledgers."""
         sent = await fetch_sent(self._http, self.x.url)
         shards = await fetch_shards(self._http, self.kinesis.url, STREAM)
+        if not self._with_table:
+            lines = [line.data for shard in shards for data in shard.records for line in decode(data).records]
+            return reconcile(sent, shards, {post_id_of(line) or "" for line in lines}, {})
         client = AioSession().create_client(
             "dynamodb",
             endpoint_url=self.table.url,
@@ -231,7 +255,7 @@ class Pipeline:
         async with asyncio.timeout(30):
             while True:
                 self.daemon.check()
-                started = [line for line in self.daemon.log.read_text().splitlines() if '"started"' in line]
+                started = [line for line in self.daemon.said() if '"started"' in line]
                 if started:
                     break
                 await asyncio.sleep(0.05)

@@ -28,7 +28,6 @@ class Process:
         arguments: of `python -m`.
         environment: all of it; nothing is inherited.
         directory: where the log file lies.
-        output: where standard output goes, if it is not to be read for the ready line.
     """
 
     def __init__(self, name: str, arguments: list[str], environment: Mapping[str, str], directory: Path) -> None:
@@ -37,6 +36,7 @@ class Process:
         self.log = directory / f"{name}.log"
         self._arguments = arguments
         self._environment = environment
+        self._log_start = 0
         self._process: asyncio.subprocess.Process | None = None
 
     @property
@@ -51,6 +51,7 @@ class Process:
         Raises: ProcessError, if it ends before.
         """
         with self.log.open("ab") as log:
+            self._log_start = log.tell()
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
@@ -106,7 +107,13 @@ class Process:
         assert process.returncode is not None
         return process.returncode
 
+    def said(self) -> list[str]:
+        """The lines that it has logged; those of an earlier process with the same name are left out."""
+        with self.log.open("rb") as log:
+            log.seek(self._log_start)
+            return log.read().decode(errors="replace").splitlines()
+
     def last_words(self) -> str:
         """The last line of its log."""
-        lines = self.log.read_text(errors="replace").strip().splitlines()
+        lines = [line for line in self.said() if line.strip()]
         return lines[-1] if lines else f"it said nothing: see {self.log}"

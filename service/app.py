@@ -1,10 +1,11 @@
 """
 The composition root: builds everything, owns the tasks, the signals and the order of shutdown.
 
-**The order of shutdown is the order of nesting.** The admin server opens first and closes last. Inside it stands
-Kinesis, inside that the sender's task, inside that the reader's. A signal ends the reader, which closes its
-connection so that X frees the slot; then the sender drains, for SHUTDOWN_SECONDS at most; then the rest closes. A
-second signal ends the process at once. If a task dies, all end, with the traceback and a code that is not 0.
+**The order of shutdown is the order of nesting.** The admin server opens first and closes last. Inside it stand the
+journal and Kinesis, inside those the sender's task, inside that the reader's. A signal ends the reader, which closes
+its connection so that X frees the slot; then the sender drains, for SHUTDOWN_SECONDS at most; what is left then waits
+in the journal for the next run. A second signal ends the process at once. If a task dies, all end, with the traceback
+and a code that is not 0.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, TypeVar
 
@@ -27,6 +28,8 @@ from service.core.reconnect import Ladders, Reason, Reconnect
 from service.core.records import DropReason, Outcome
 from service.core.rules import Rule
 from service.dead_letters import DeadLetters
+from service.intake import Intake
+from service.journal import Journal, JournalError
 from service.kinesis import Kinesis, KinesisError
 from service.metrics import Buffer, Metrics, new_registry
 from service.rules import Rules, RulesError, RulesUnavailableError
@@ -36,8 +39,10 @@ from service.stream import FILTERED_STREAM, SAMPLE_STREAM, Stream, TokenError, b
 
 # One line in the log that says how things go.
 PROGRESS_SECONDS = 10.0
-# X's ids count milliseconds from here, above 22 bits of other things.
-SNOWFLAKE_EPOCH = 1288834974.657
+# From this part of its limit on the journal is as good as full.
+FULL = 0.95
+# How often it looks whether the journal and the memory are well.
+LOOK_SECONDS = 1.0
 
 log = structlog.get_logger()
 
@@ -46,38 +51,6 @@ _T = TypeVar("_T")
 
 class StartError(Exception):
     """The daemon cannot start; the text is one line that names the setting and the way out."""
-
-
-class Intake:
-    """Takes lines from the source and hands posts to the sender; what is no post ends here, counted and kept."""
-
-    def __init__(self, reader: PostReader, sender: Sender, metrics: Metrics, letters: DeadLetters) -> None:
-        self._reader = reader
-        self._sender = sender
-        self._metrics = metrics
-        self._letters = letters
-
-    def take(self, lines: list[bytes]) -> list[bytes]:
-        """Take lines, in order; return those in which X says what is wrong. Never waits."""
-        now = asyncio.get_running_loop().time()
-        posts, rejected = self._reader.read(lines, now)
-        for line, reason in rejected:
-            self.reject(line, reason)
-        if posts:
-            self._metrics.received(len(posts), sum(len(post.line) for post in posts))
-            self._note_lag(posts[-1].id, len(posts))
-            self._sender.offer(posts)
-        return [line for line, reason in rejected if reason is DropReason.X_ERROR]
-
-    def reject(self, line: bytes, reason: DropReason) -> None:
-        """Count and keep a line that is no post."""
-        self._metrics.rejected(line, reason)
-        self._letters.add(line, reason)
-        log.warning("line_rejected", reason=reason.value, bytes=len(line))
-
-    def _note_lag(self, post_id: str, posts: int) -> None:
-        if post_id.isdecimal():
-            self._metrics.lag(time.time() - ((int(post_id) >> 22) / 1000 + SNOWFLAKE_EPOCH), posts)
 
 
 class StreamWatch:
@@ -117,8 +90,9 @@ class Daemon:
         )
         registry = new_registry()
         self._metrics = Metrics(registry)
-        self._health = Health(["stream", "kinesis", "memory"])
+        self._health = Health(["stream", "kinesis", "buffer"])
         self._letters = DeadLetters(settings.journal, time.time)
+        self._journal: Journal | None = None
         self._producer = Producer(
             aggregate=settings.aggregation == "kpl",
             lanes_per_shard=settings.lanes_per_shard,
@@ -141,6 +115,7 @@ class Daemon:
         async with AsyncExitStack() as stack:
             try:
                 await stack.enter_async_context(self._admin)
+                await self._open_journal(stack)
                 kinesis = await stack.enter_async_context(Kinesis(self._settings.stream, region=self._region))
                 await kinesis.probe()
                 sender = Sender(
@@ -152,43 +127,78 @@ class Daemon:
                     trouble=KinesisError,
                 )
                 facts = await sender.start()
-            except (AdminError, KinesisError) as error:
+            except (AdminError, JournalError, KinesisError) as error:
                 raise StartError(str(error)) from None
             self._health.set("kinesis", ok=True)
-            self._health.set("memory", ok=True)
+            self._look()
             if facts.ignores_keys:
                 log.warning("order_not_kept", stream=facts.name, reason="the stream spreads records by itself (AUTO)")
             log.info("started", stream=facts.name, http_port=self._admin.port, source=self._settings.source)
             await self._carry(sender, stopped)
+            await self._leave()
         log.info("stopped", **self._totals)
 
+    async def _open_journal(self, stack: AsyncExitStack) -> None:
+        settings = self._settings
+        if settings.journal is None:
+            return
+        journal = await Journal.open(settings.journal, settings.journal_limit, on_shed=self._on_shed)
+        stack.push_async_callback(journal.close)
+        self._journal = journal
+        self._metrics.recovered(journal.recovered)
+        if journal.recovered:
+            log.info("posts_recovered", posts=journal.recovered)
+
     async def _carry(self, sender: Sender, stopped: asyncio.Event) -> None:
-        intake = Intake(PostReader(self._settings.partition_key), sender, self._metrics, self._letters)
+        intake = Intake(
+            PostReader(self._settings.partition_key),
+            sender,
+            self._journal,
+            observer=self._metrics,
+            on_outcomes=self._on_outcomes,
+            keep=self._letters.add,
+        )
         async with asyncio.TaskGroup() as outer:
             sending = outer.create_task(sender.run())
-            helpers = [outer.create_task(self._report_progress()), outer.create_task(stopped.wait())]
+            feeding = outer.create_task(intake.feed())
+            stopping = outer.create_task(stopped.wait())
+            watching = outer.create_task(self._watch())
             async with asyncio.TaskGroup() as inner:
-                reading = inner.create_task(self._read(intake, sender))
-                await asyncio.wait([reading, helpers[1]], return_when=asyncio.FIRST_COMPLETED)
+                reading = inner.create_task(self._read(intake))
+                await asyncio.wait([reading, stopping], return_when=asyncio.FIRST_COMPLETED)
                 reading.cancel()
             self._health.set("stream", ok=False, reason="the source is closed")
+            # An input that ended by itself may take its time; a signal may not.
+            feeding_out = outer.create_task(intake.room())
+            await asyncio.wait([feeding_out, stopping], return_when=asyncio.FIRST_COMPLETED)
+            feeding_out.cancel()
+            feeding.cancel()
+            await asyncio.wait([feeding])
             log.info("draining", posts=self._producer.statistics().posts)
             sender.close()
-            # An input that ended by itself may take its time; a signal may not.
-            await asyncio.wait([sending, helpers[1]], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([sending, stopping], return_when=asyncio.FIRST_COMPLETED)
             await asyncio.wait([sending], timeout=self._settings.shutdown_seconds)
-            for task in [sending, *helpers]:
-                task.cancel()
-        left = self._producer.abandon()
-        if left:
-            posts = sum(len(outcome.posts) for outcome in left)
-            log.error("posts_left", posts=posts, way_out="raise MILLRACE_SHUTDOWN_SECONDS, or see why Kinesis is slow")
-            self._on_outcomes(left)
+            sending.cancel()
+            stopping.cancel()
+            watching.cancel()
 
-    async def _read(self, intake: Intake, sender: Sender) -> None:
+    async def _leave(self) -> None:
+        """See to the posts that have no outcome when all tasks have ended."""
+        journal = self._journal
+        if journal is not None:
+            await journal.flush()
+        left = [post for outcome in self._producer.abandon() for post in outcome.posts]
+        lost = [post for post in left if journal is None or not journal.keeps(post.position)]
+        if lost:
+            self._on_outcomes([Outcome(lost, DropReason.SHUTDOWN, 0)])
+        kept = len(left) - len(lost) + (journal.backlog if journal else 0)
+        if kept:
+            log.info("posts_left_in_journal", posts=kept)
+
+    async def _read(self, intake: Intake) -> None:
         if self._settings.source == "stdin":
             self._health.set("stream", ok=True)
-            await Stdin(sys.stdin.fileno(), intake.take, intake.reject, sender.room).run()
+            await Stdin(sys.stdin.fileno(), intake.take, intake.reject, intake.room).run()
         else:
             await self._read_x(intake)
 
@@ -230,6 +240,8 @@ class Daemon:
     def _on_outcomes(self, outcomes: list[Outcome]) -> None:
         self._metrics.outcomes(outcomes, asyncio.get_running_loop().time())
         for outcome in outcomes:
+            if self._journal is not None:
+                self._journal.confirm([post.position for post in outcome.posts])
             if outcome.reason is None:
                 self._totals["delivered"] += len(outcome.posts)
                 continue
@@ -237,25 +249,51 @@ class Daemon:
             for post in outcome.posts:
                 self._letters.add(post.line, outcome.reason, outcome.attempts, outcome.message)
             log.warning("posts_dropped", reason=outcome.reason.value, posts=len(outcome.posts), message=outcome.message)
-        full = not self._producer.has_room
-        self._health.set("memory", not full, "MILLRACE_MEMORY_LIMIT is reached: new posts are dropped" if full else "")
+
+    def _on_shed(self, posts: int, lines: Sequence[bytes]) -> None:
+        """Take the news from the journal that posts which only it had are lost."""
+        self._metrics.shed(posts, DropReason.DISK_FAILED)
+        self._totals["dropped"] += posts
+        for line in lines:
+            self._letters.add(line, DropReason.DISK_FAILED)
+        log.warning("posts_dropped", reason=DropReason.DISK_FAILED.value, posts=posts, message="the disk failed")
 
     def _buffer(self) -> Buffer:
-        statistics = self._producer.statistics()
-        return Buffer(statistics.posts, statistics.bytes)
+        inside = self._producer.statistics()
+        journal = self._journal
+        if journal is None:
+            return Buffer(inside.posts, inside.bytes)
+        return Buffer(inside.posts + journal.backlog, inside.bytes, journal.bytes)
 
     def _status(self) -> Mapping[str, Any]:
         return {
             "uptime_seconds": round(time.time() - self._started_at, 1),
             "totals": self._totals,
+            "buffer": self._buffer()._asdict(),
             "producer": self._producer.statistics()._asdict(),
             "readiness": self._health.report(),
         }
 
-    async def _report_progress(self) -> None:
+    async def _watch(self) -> None:
+        looks = 0
         while True:
-            await asyncio.sleep(PROGRESS_SECONDS)
-            log.info("progress", **self._totals, **self._producer.statistics()._asdict())
+            await asyncio.sleep(LOOK_SECONDS)
+            self._look()
+            looks += 1
+            if looks % (PROGRESS_SECONDS // LOOK_SECONDS) == 0:
+                log.info("progress", **self._totals, **self._buffer()._asdict())
+
+    def _look(self) -> None:
+        """Set whether there is a place for what comes."""
+        journal, reason = self._journal, ""
+        if journal is not None:
+            if journal.trouble:
+                reason = f"MILLRACE_JOURNAL: {journal.trouble}"
+            elif journal.bytes >= self._settings.journal_limit * FULL:
+                reason = "MILLRACE_JOURNAL_LIMIT is nearly reached: Kinesis takes less than comes"
+        elif not self._producer.has_room:
+            reason = "MILLRACE_MEMORY_LIMIT is reached and MILLRACE_JOURNAL is off: new posts are dropped"
+        self._health.set("buffer", not reason, reason)
 
 
 async def fetch_token(settings: Settings, ladders: Ladders) -> str:

@@ -38,10 +38,11 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # the library leaves
 
 
 class Buffer(NamedTuple):
-    """What has been received and has no outcome yet, with what it takes of the memory limit."""
+    """What has been received and has no outcome yet, with what it takes of the memory limit and of the journal's."""
 
     posts: int
     bytes: int
+    journal_bytes: int = 0
 
 
 class Histogram:
@@ -89,8 +90,8 @@ class Metrics:
 
         self._received = counter("posts_received_total", "Posts and lines that came from the source.")
         self._received_bytes = counter("received_bytes_total", "Bytes of the lines that came from the source.")
-        # These two enter the sum of all posts; nothing in this version brings posts back or finds them twice.
-        counter("posts_recovered_total", "Posts of an earlier run that were taken up again.")
+        self._recovered = counter("posts_recovered_total", "Posts of an earlier run that were taken up again.")
+        # It enters the sum of all posts; nothing in this version finds posts twice.
         counter("posts_duplicate_total", "Posts that had been received before and were left out.")
         self._delivered = counter("posts_delivered_total", "Posts that Kinesis has confirmed.")
         self._perhaps_repeated = counter(
@@ -150,6 +151,14 @@ class Metrics:
         """One line has come that is not taken: it counts as received and dropped, and must not be reported twice."""
         self.received(1, len(line))
         self._dropped[reason].inc()
+
+    def recovered(self, posts: int) -> None:
+        """Posts of an earlier run are in the buffer from now on."""
+        self._recovered.inc(posts)
+
+    def shed(self, posts: int, reason: DropReason) -> None:
+        """Posts have left the buffer that are not known one by one any more."""
+        self._dropped[reason].inc(posts)
 
     def lag(self, seconds: float, posts: int = 1) -> None:
         """Posts have come that were written `seconds` ago."""
@@ -237,6 +246,7 @@ class Metrics:
         yield GaugeMetricFamily(
             "millrace_buffer_bytes", "What the posts in the buffer take of the memory limit.", buffer.bytes
         )
+        yield GaugeMetricFamily("millrace_journal_bytes", "Bytes of the posts in the journal.", buffer.journal_bytes)
         # A scrape during a long outage must see it grow.
         yield CounterMetricFamily(
             "millrace_stream_gap_seconds_total", "Seconds between losing the source and having it again.", self._gap()

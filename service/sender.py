@@ -109,6 +109,11 @@ class Sender:
         self._follow(facts, await self._sink.shards())
         return facts
 
+    @property
+    def has_room(self) -> bool:
+        """Whether there is room in memory."""
+        return self._producer.has_room
+
     def offer(self, posts: list[Post]) -> None:
         """Take posts; those for which there is no room are dropped. Never waits."""
         if not self._producer.has_room:

@@ -12,6 +12,7 @@ its id: it has no neighbours to keep an order with. Records that are not X's pos
 import json
 import re
 from collections.abc import Callable, Iterable
+from itertools import repeat
 from typing import Any
 
 import msgspec
@@ -33,28 +34,30 @@ class PostReader:
         else:
             self._find = _post_finder(partition_key)
 
-    def read(self, lines: Iterable[bytes], now: float) -> tuple[list[Post], list[Rejected]]:
+    def read(
+        self, lines: Iterable[bytes], now: float, positions: Iterable[int] = repeat(-1)
+    ) -> tuple[list[Post], list[Rejected]]:
         """
         Turn lines into posts, in order; what is no post comes back with its reason.
 
-        `now` is when they arrived, in seconds.
+        `now` is when they arrived, in seconds; `positions` are their places in the journal, if they come from there.
         """
         posts: list[Post] = []
         rejected: list[Rejected] = []
         find = self._find
-        for line in lines:
+        for line, position in zip(lines, positions, strict=False):
             try:
                 post_id, key = find(line)
-                post = Post(line, post_id, key.encode(), now)
+                post = Post(line, post_id, key.encode(), now, position)
             except msgspec.ValidationError:
-                rejected.append(Rejected(line, DropReason.NO_ID))
+                rejected.append(Rejected(line, DropReason.NO_ID, position))
             except (msgspec.DecodeError, UnicodeError, RecursionError):
-                rejected.append(Rejected(line, DropReason.NOT_JSON))
+                rejected.append(Rejected(line, DropReason.NOT_JSON, position))
             except _NotAPostError as error:
-                rejected.append(Rejected(line, error.reason))
+                rejected.append(Rejected(line, error.reason, position))
             else:
                 if len(key) > PARTITION_KEY_CHARACTERS:
-                    rejected.append(Rejected(line, DropReason.KEY_TOO_LONG))
+                    rejected.append(Rejected(line, DropReason.KEY_TOO_LONG, position))
                 else:
                     posts.append(post)
         return posts, rejected

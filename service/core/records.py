@@ -49,10 +49,11 @@ class DropReason(Enum):
 
 
 class Rejected(NamedTuple):
-    """A line, or a post, that goes no further, with the reason."""
+    """A line that goes no further, with the reason, and its place in the journal if it came from there."""
 
     line: bytes
     reason: DropReason
+    position: int = -1
 
 
 class SealReason(Enum):

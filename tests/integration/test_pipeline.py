@@ -139,17 +139,20 @@ async def test_the_library_of_aws_reads_exactly_the_lines_sent(
 
 
 async def test_sigterm_drains_and_ends_with_0(tmp_path: Path) -> None:
-    """SIGTERM in the middle of the flow: what was read is delivered, and the exit code is 0."""
+    """SIGTERM in the middle of the flow: all that was read is delivered, nothing is left behind, the exit code is 0."""
     async with pipeline(tmp_path, rate=500, settings={"MILLRACE_LINGER_SECONDS": "5"}) as running:
         await delivered(running, 1)
         before = await running.metrics()
         code = await running.daemon.stop()
         result = await running.reconcile()
+    log = [json.loads(line) for line in (tmp_path / "daemon.log").read_text().splitlines()]
 
     assert before["posts_buffered"] > 0
     assert code == 0
-    assert not result.lost_before_kinesis, result.summary()
-    assert '"event":"stopped"' in (tmp_path / "daemon.log").read_text()
+    # What X wrote while the connection was being closed was never read; X cannot know.
+    assert result.in_kinesis >= before["posts_received_total"]
+    assert {"event": "stopped", "delivered": result.in_kinesis, "dropped": 0}.items() <= log[-1].items()
+    assert not [entry for entry in log if entry["event"] == "posts_left_in_journal"]
 
 
 async def test_a_rejected_token_is_retried_and_shown(tmp_path: Path) -> None:

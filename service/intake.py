@@ -1,0 +1,180 @@
+"""
+What comes from the source, on its way to the sender: lines become posts, posts go into the journal and on.
+
+The journal is the queue. While there is room in memory a post goes into it and to the sender at once. When memory is
+full, posts wait on disk only; `feed` reads them back in order, and until it has read the last one, newer posts go the
+same way. What an earlier run has left is the oldest part of that backlog.
+
+Without a journal there is memory only, and what does not fit is dropped.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+import structlog
+
+from service.core.limits import MIB
+from service.core.posts import PostReader
+from service.core.records import DropReason, Outcome, Post
+
+# From disk to memory at once: some tenths of a second of posts, and little against the memory limit.
+READ_BYTES = MIB
+# X's ids count milliseconds from this moment, in seconds since 1970, above 22 bits of other things.
+SNOWFLAKE_EPOCH = 1288834974.657
+
+log = structlog.get_logger()
+
+
+class Sender(Protocol):
+    """Where posts go."""
+
+    @property
+    def has_room(self) -> bool:
+        """Whether there is room in memory."""
+
+    def offer(self, posts: list[Post]) -> None:
+        """Take posts; those for which there is no room are dropped."""
+
+    async def room(self) -> None:
+        """Wait until there is room."""
+
+
+class Journal(Protocol):
+    """Where posts are kept until they are confirmed."""
+
+    @property
+    def backlog(self) -> int:
+        """Posts that only the journal has."""
+
+    def append(self, lines: Sequence[bytes], *, in_memory: bool) -> range | DropReason:
+        """Take lines, or say why not."""
+
+    async def read(self, limit: int) -> list[tuple[int, bytes]]:
+        """Move the next posts of the backlog to memory."""
+
+    def confirm(self, positions: Iterable[int]) -> None:
+        """Let go of posts."""
+
+
+class Observer(Protocol):
+    """What counts."""
+
+    def received(self, posts: int, size: int) -> None:
+        """Posts have come."""
+
+    def rejected(self, line: bytes, reason: DropReason) -> None:
+        """A line has come that is no post."""
+
+    def lag(self, seconds: float, posts: int) -> None:
+        """Posts have come that were written so long ago."""
+
+
+class Intake:
+    """
+    See the module's text.
+
+    Args:
+        reader: what knows a post.
+        sender: where posts go.
+        journal: where they are kept; None for memory only.
+        observer: what counts.
+        on_outcomes: called with posts that end here, because there is no place for them.
+        keep: called with each line that is no post, and the reason.
+    """
+
+    def __init__(
+        self,
+        reader: PostReader,
+        sender: Sender,
+        journal: Journal | None,
+        *,
+        observer: Observer,
+        on_outcomes: Callable[[list[Outcome]], None],
+        keep: Callable[[bytes, DropReason], None],
+    ) -> None:
+        self._reader = reader
+        self._sender = sender
+        self._journal = journal
+        self._observer = observer
+        self._on_outcomes = on_outcomes
+        self._keep = keep
+        self._waiting = asyncio.Event()
+        self._fed = asyncio.Event()
+        self._fed.set()
+        if journal is not None and journal.backlog:
+            self._note_backlog()
+
+    def take(self, lines: list[bytes]) -> list[bytes]:
+        """Take lines, in order; return those in which X says what is wrong. Never waits."""
+        posts, rejected = self._reader.read(lines, asyncio.get_running_loop().time())
+        for line, reason, _ in rejected:
+            self.reject(line, reason)
+        if posts:
+            self._observer.received(len(posts), sum(len(post.line) for post in posts))
+            self._note_lag(posts[-1].id, len(posts))
+            self._hand_on(posts)
+        return [line for line, reason, _ in rejected if reason is DropReason.X_ERROR]
+
+    def reject(self, line: bytes, reason: DropReason) -> None:
+        """Count and keep a line that is no post."""
+        self._observer.rejected(line, reason)
+        self._keep(line, reason)
+        log.warning("line_rejected", reason=reason.value, bytes=len(line))
+
+    async def room(self) -> None:
+        """Wait until what is taken goes to the sender at once; for sources that can be held back."""
+        await self._fed.wait()
+        await self._sender.room()
+
+    async def feed(self) -> None:
+        """Read back what waits on disk, whenever there is room. Runs until cancelled."""
+        journal = self._journal
+        while journal is not None:
+            await self._waiting.wait()
+            while journal.backlog:
+                await self._sender.room()
+                # Nothing may come between: what is appended now would overtake what was just read.
+                self._take_back(await journal.read(READ_BYTES))
+            self._waiting.clear()
+            self._fed.set()
+
+    def _hand_on(self, posts: list[Post]) -> None:
+        journal = self._journal
+        if journal is None:
+            self._sender.offer(posts)
+            return
+        in_memory = not journal.backlog and self._sender.has_room
+        positions = journal.append([post.line for post in posts], in_memory=in_memory)
+        if isinstance(positions, DropReason):
+            # A journal that takes nothing is no reason to lose what there is room for.
+            if in_memory:
+                self._sender.offer(posts)
+            else:
+                self._on_outcomes([Outcome(posts, positions, 0)])
+            return
+        if in_memory:
+            for post, position in zip(posts, positions, strict=True):
+                post.position = position
+            self._sender.offer(posts)
+        else:
+            self._note_backlog()
+
+    def _take_back(self, rows: list[tuple[int, bytes]]) -> None:
+        positions = [position for position, _ in rows]
+        lines = [line for _, line in rows]
+        posts, rejected = self._reader.read(lines, asyncio.get_running_loop().time(), positions)
+        for line, reason, position in rejected:
+            # It was a post when it came: PARTITION_KEY has been changed since.
+            self._on_outcomes([Outcome([Post(line, "", b"", 0.0, position)], reason, 0)])
+        if posts:
+            self._sender.offer(posts)
+
+    def _note_backlog(self) -> None:
+        self._fed.clear()
+        self._waiting.set()
+
+    def _note_lag(self, post_id: str, posts: int) -> None:
+        if post_id.isdecimal():
+            self._observer.lag(time.time() - ((int(post_id) >> 22) / 1000 + SNOWFLAKE_EPOCH), posts)

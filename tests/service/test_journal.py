@@ -1,0 +1,833 @@
+"""The journal on a real disk; a disk that fails or stalls is played by a connection that does so on demand."""
+
+import asyncio
+import gc
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import sys
+import tempfile
+import threading
+import time
+import tracemalloc
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from service.core.records import DropReason
+from service.journal import FILE_NAME, SWEEP_BEATS, WAITING_BYTES, Journal, JournalError
+
+GIB = 1 << 30
+MIB = 1 << 20
+ROOT = Path(__file__).parents[2]
+# 2026-11-23T14:00:00Z
+NOON = 1795442400.0
+
+
+class Shed:
+    """Notes what the journal had to give up."""
+
+    def __init__(self) -> None:
+        self.posts = 0
+        self.lines: list[bytes] = []
+
+    def __call__(self, posts: int, lines: Sequence[bytes]) -> None:
+        self.posts += posts
+        self.lines += lines
+
+
+class Disk:
+    """Opens connections that fail while `error` is set, and wait while `gate` is closed."""
+
+    def __init__(self) -> None:
+        self.error: sqlite3.Error | None = None
+        self.gate = threading.Event()
+        self.gate.set()
+        self.commits = 0
+        self.committed: Callable[[], object] = lambda: None
+
+    def connect(self, path: Path, **options: Any) -> sqlite3.Connection:
+        disk = self
+
+        class Connection(sqlite3.Connection):
+            def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+                if sql == "BEGIN":
+                    disk.gate.wait(20)
+                if disk.error is not None and sql.startswith(("BEGIN", "SELECT")):
+                    raise disk.error
+                cursor = super().execute(sql, *parameters)
+                if sql == "COMMIT":
+                    disk.commits += 1
+                    disk.committed()
+                return cursor
+
+        return sqlite3.connect(path, factory=Connection, **options)
+
+
+@asynccontextmanager
+async def opened(directory: Path, limit: int = GIB, **options: Any) -> AsyncIterator[Journal]:
+    """Open a journal, and close it at the end."""
+    options.setdefault("on_shed", Shed())
+    journal = await Journal.open(directory, limit, **options)
+    try:
+        yield journal
+    finally:
+        await journal.close()
+
+
+def take(journal: Journal, lines: Sequence[bytes], *, in_memory: bool) -> range:
+    """Append lines that there must be room for."""
+    positions = journal.append(lines, in_memory=in_memory)
+    assert isinstance(positions, range)
+    return positions
+
+
+async def read_all(journal: Journal, limit: int = MIB) -> list[tuple[int, bytes]]:
+    """Read the whole backlog, in steps."""
+    posts = []
+    while some := await journal.read(limit):
+        posts += some
+    assert journal.backlog == 0
+    return posts
+
+
+def copy(directory: Path, to: Path) -> Path:
+    """Copy the files as they are now: what a `kill -9` would leave."""
+    return Path(shutil.copytree(directory, to))
+
+
+async def beat(journal: Journal, times: int) -> None:
+    """Let so many beats pass at once; a write that one begins ends before the next, if the disk answers."""
+    for _ in range(times):
+        if journal._timer is not None:
+            journal._timer.cancel()
+        journal._beat()
+        if journal._writing is not None:
+            await asyncio.wait([journal._writing], timeout=0.01)
+
+
+def numbered(first: int, count: int, size: int = 0) -> list[bytes]:
+    """Make lines that tell their number, with blanks after it."""
+    return [b'{"id":"%d"}' % number + b" " * size for number in range(first, first + count)]
+
+
+def events(logs: list[Any], level: str) -> list[str]:
+    """Name what was logged at a level."""
+    return [entry["event"] for entry in logs if entry["log_level"] == level]
+
+
+class TestQueue:
+    async def test_what_is_not_confirmed_comes_back_in_order_after_a_restart(self, tmp_path: Path) -> None:
+        """Posts of several appends are recovered, as the first of the backlog, at the positions that they had."""
+        async with opened(tmp_path / "new" / "journal") as journal:
+            first = take(journal, numbered(0, 3), in_memory=True)
+            second = take(journal, numbered(3, 2), in_memory=True)
+            assert (journal.recovered, journal.backlog) == (0, 0)
+        async with opened(tmp_path / "new" / "journal") as journal:
+            assert (journal.recovered, journal.backlog) == (5, 5)
+            assert list(zip([*first, *second], numbered(0, 5), strict=True)) == await read_all(journal)
+            assert list(second) < list(take(journal, [b"x"], in_memory=True))
+
+    async def test_what_is_confirmed_does_not_come_back(self, tmp_path: Path) -> None:
+        """Of a chunk that is confirmed in part, before and after it was written, only the rest is recovered."""
+        async with opened(tmp_path) as journal:
+            positions = take(journal, numbered(0, 6), in_memory=True)
+            journal.confirm([positions[4], positions[0]])
+            await journal.flush()
+            journal.confirm([positions[1], positions[1]])
+        async with opened(tmp_path) as journal:
+            expected = [(positions[place], numbered(place, 1)[0]) for place in (2, 3, 5)]
+            assert journal.recovered == 3
+            assert expected == await read_all(journal)
+            journal.confirm(position for position, _ in expected)
+        async with opened(tmp_path) as journal:
+            assert (journal.recovered, journal.backlog, journal.bytes) == (0, 0, 0)
+
+    async def test_close_leaves_a_small_file_when_all_is_confirmed(self, tmp_path: Path) -> None:
+        """After a clean end with nothing left there is one small file, without a WAL."""
+        async with opened(tmp_path) as journal:
+            positions = take(journal, numbered(0, 3000, 1000), in_memory=True)
+            await journal.flush()
+            assert journal.bytes > 3_000_000
+            journal.confirm(positions)
+            await journal.flush()
+            assert journal.bytes == 0
+        assert not (tmp_path / f"{FILE_NAME}-wal").exists()
+        assert (tmp_path / FILE_NAME).stat().st_size <= 256 << 10
+
+    async def test_what_is_confirmed_at_once_is_never_written(self, tmp_path: Path) -> None:
+        """Posts that are confirmed before their beat cost no transaction."""
+        disk = Disk()
+        async with opened(tmp_path, connect=disk.connect) as journal:
+            journal.confirm(take(journal, numbered(0, 100), in_memory=True))
+            await journal.flush()
+            assert disk.commits == 0
+            assert journal.bytes == 0
+
+    async def test_a_post_is_written_by_itself(self, tmp_path: Path) -> None:
+        """Nobody needs to call flush: the beat writes what has waited for long enough."""
+        disk = Disk()
+        written = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        disk.committed = lambda: loop.call_soon_threadsafe(written.set)
+        async with opened(tmp_path, connect=disk.connect) as journal:
+            position = take(journal, [b"x"], in_memory=True)[0]
+            assert not journal.keeps(position)
+            await asyncio.wait_for(written.wait(), 10)
+            await journal.flush()
+            assert journal.keeps(position)
+            async with opened(copy(tmp_path, tmp_path / "copy")) as other:
+                assert [(position, b"x")] == await read_all(other)
+
+    async def test_the_backlog_is_read_in_order_while_more_is_appended(self, tmp_path: Path) -> None:
+        """Posts that are on disk only come back in order, from the file and from what is not written yet."""
+        async with opened(tmp_path) as journal:
+            expected = []
+            read = []
+            for step in range(40):
+                lines = numbered(step * 50, 50, 2000)
+                expected += list(zip(take(journal, lines, in_memory=False), lines, strict=True))
+                if step % 7 == 3:
+                    await journal.flush()
+                if step % 3 == 2:
+                    read += await journal.read(150_000)
+                assert len(expected) == len(read) + journal.backlog
+            read += await read_all(journal)
+            assert expected == read
+            take(journal, [b"now it may go to memory at once"], in_memory=True)
+
+    async def test_what_was_read_is_confirmed_like_the_rest(self, tmp_path: Path) -> None:
+        """Posts of the backlog leave the file once they are confirmed, whether they were written or not."""
+        async with opened(tmp_path) as journal:
+            take(journal, numbered(0, 10), in_memory=False)
+            await journal.flush()
+            take(journal, numbered(10, 10), in_memory=False)
+            posts = await read_all(journal)
+            assert len(posts) == 20
+            journal.confirm(position for position, _ in posts[:-1])
+        async with opened(tmp_path) as journal:
+            assert posts[-1:] == await read_all(journal)
+
+    async def test_nothing_overtakes_the_backlog(self, tmp_path: Path) -> None:
+        """Appending to memory while older posts wait on disk is a fault of the caller."""
+        async with opened(tmp_path) as journal:
+            take(journal, [b"x"], in_memory=False)
+            with pytest.raises(RuntimeError, match="backlog"):
+                journal.append([b"y"], in_memory=True)
+
+    async def test_read_stops_at_its_limit(self, tmp_path: Path) -> None:
+        """A read gives at least one chunk and no more than the chunk that reaches the limit."""
+        async with opened(tmp_path) as journal:
+            for step in range(8):
+                take(journal, numbered(step, 1, 300_000), in_memory=False)
+            await journal.flush()
+            assert [len(await journal.read(limit)) for limit in (1, 500_000, MIB * 5)] == [1, 2, 5]
+
+    async def test_an_empty_line_is_a_line(self, tmp_path: Path) -> None:
+        """Empty lines and empty appends keep their places beside confirmed posts."""
+        async with opened(tmp_path) as journal:
+            assert len(take(journal, [], in_memory=True)) == 0
+            positions = take(journal, [b"", b"a", b"", b"b"], in_memory=True)
+            journal.confirm([positions[1]])
+        async with opened(tmp_path) as journal:
+            assert [(positions[0], b""), (positions[2], b""), (positions[3], b"b")] == await read_all(journal)
+
+    async def test_unknown_positions_are_ignored(self, tmp_path: Path) -> None:
+        """A post that never was in the journal may be confirmed like any other."""
+        async with opened(tmp_path) as journal:
+            journal.confirm([-1, 123 << 40])
+            await journal.flush()
+            assert journal.bytes == 0
+
+
+class TestLimits:
+    async def test_over_the_limit_nothing_is_taken(self, tmp_path: Path) -> None:
+        """A full journal says so, takes nothing of that append, and takes again when posts have left."""
+        async with opened(tmp_path, limit=100) as journal:
+            positions = take(journal, [b"x" * 60], in_memory=False)
+            assert DropReason.JOURNAL_FULL is journal.append([b"y" * 41], in_memory=False)
+            assert (journal.bytes, journal.backlog) == (60, 1)
+            await read_all(journal)
+            journal.confirm(positions)
+            await journal.flush()
+            take(journal, [b"y" * 41], in_memory=True)
+
+    async def test_a_chunk_that_is_pinned_gives_its_room_back(self, tmp_path: Path) -> None:
+        """One post that never ends does not keep the confirmed posts of its chunk on disk."""
+        async with opened(tmp_path) as journal:
+            positions = take(journal, numbered(0, 200, 1000), in_memory=True)
+            await journal.flush()
+            journal.confirm(set(positions) - {positions[7], positions[150]})
+            await beat(journal, 2 * SWEEP_BEATS + 1)
+            await journal.flush()
+            assert sum(map(len, numbered(7, 1, 1000) + numbered(150, 1, 1000))) == journal.bytes
+            journal.confirm([positions[150]])
+            directory = copy(tmp_path, tmp_path / "copy")
+        async with opened(tmp_path) as journal:
+            assert [(positions[7], numbered(7, 1, 1000)[0])] == await read_all(journal)
+        async with opened(directory) as journal:
+            assert [position - positions[0] for position, _ in await read_all(journal)] == [7, 150]
+
+    async def test_the_file_shrinks_after_an_outage(self, tmp_path: Path) -> None:
+        """When a large backlog has gone, its room goes back to the disk while the journal is in use."""
+        async with opened(tmp_path) as journal:
+            line = b"x" * MIB
+            for _ in range(80):
+                take(journal, [line], in_memory=False)
+                await journal.flush()
+            while journal.backlog:
+                journal.confirm(position for position, _ in await journal.read(8 * MIB))
+                await journal.flush()
+            # A checkpoint that is due anyway would grow the file no more; only VACUUM makes it smaller.
+            for _ in range(SWEEP_BEATS):
+                take(journal, [b"x"], in_memory=True)
+                await journal.flush()
+            assert (tmp_path / FILE_NAME).stat().st_size < MIB
+            assert journal.bytes == SWEEP_BEATS
+
+    async def test_a_backlog_needs_no_memory(self, tmp_path: Path) -> None:
+        """A backlog of 64 MiB on disk leaves less than 2 MiB of Python objects behind."""
+        async with opened(tmp_path) as journal:
+            tracemalloc.start()
+            try:
+                for step in range(64):
+                    take(journal, numbered(step * 900, 900, 1150), in_memory=False)
+                    await journal.flush()
+                gc.collect()
+                held, _ = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+            assert journal.bytes > 64 * 1000 * 1000
+            assert held < 2 * MIB
+
+
+class TestOpening:
+    async def test_a_second_process_is_refused(self, tmp_path: Path) -> None:
+        """While one has the journal, another is refused with one line that names the setting."""
+        async with opened(tmp_path):
+            with pytest.raises(JournalError, match=r"^MILLRACE_JOURNAL: .* in use by another process; [^\n]*$"):
+                await Journal.open(tmp_path, GIB, on_shed=Shed())
+        async with opened(tmp_path):
+            pass
+
+    async def test_another_program_in_the_file_is_told_of(self, tmp_path: Path) -> None:
+        """A file that another program has locked is not taken for a damaged one."""
+        async with opened(tmp_path):
+            pass
+        other = sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)
+        other.execute("BEGIN EXCLUSIVE")
+        try:
+            with pytest.raises(JournalError, match="in use by another process"):
+                await Journal.open(tmp_path, GIB, on_shed=Shed())
+        finally:
+            other.close()
+
+    async def test_a_directory_that_cannot_be_is_refused(self, tmp_path: Path) -> None:
+        """A path through a file is refused with one line that names the setting and the way out."""
+        (tmp_path / "file").touch()
+        with pytest.raises(JournalError, match=r"^MILLRACE_JOURNAL: .*/file/sub cannot be used: Not a directory; "):
+            await Journal.open(tmp_path / "file" / "sub", GIB, on_shed=Shed())
+
+    async def test_a_file_that_cannot_be_opened_is_refused(self, tmp_path: Path) -> None:
+        """What SQLite cannot open, and is no damage, is refused and left alone."""
+        (tmp_path / FILE_NAME).mkdir()
+        with pytest.raises(JournalError, match=r"^MILLRACE_JOURNAL: .* cannot be used: unable to open database file; "):
+            await Journal.open(tmp_path, GIB, on_shed=Shed())
+        assert (tmp_path / FILE_NAME).is_dir()
+
+
+async def fill(directory: Path) -> None:
+    """Leave a journal of 1 MB."""
+    async with opened(directory) as journal:
+        take(journal, numbered(0, 500, 2000), in_memory=True)
+
+
+def cut(path: Path) -> None:
+    """Take away the second half."""
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def cut_short(path: Path) -> None:
+    """Leave less than the header."""
+    os.truncate(path, 50)
+
+
+def garbage(path: Path) -> None:
+    """Write what is no database."""
+    path.write_bytes(b"no database" * 5000)
+
+
+def garbage_inside(path: Path) -> None:
+    """Keep the first page only."""
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.seek(1 << 15)
+        file.write(b"\xff" * (size - (1 << 15)))
+
+
+def change(*statements: str) -> Callable[[Path], None]:
+    """Run SQL in the file."""
+
+    def apply(path: Path) -> None:
+        database = sqlite3.connect(path, isolation_level=None)
+        for statement in statements:
+            database.execute(statement)
+        database.close()
+
+    return apply
+
+
+def foreign(path: Path) -> None:
+    """Put another program's database there."""
+    path.unlink()
+    change("CREATE TABLE cats (name TEXT)")(path)
+
+
+class TestDamage:
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            cut,
+            cut_short,
+            garbage,
+            garbage_inside,
+            foreign,
+            change("PRAGMA user_version = 2"),
+            change("DROP TABLE done"),
+            change("ALTER TABLE chunk RENAME lines TO posts"),
+        ],
+        ids=["cut", "cut_short", "garbage", "garbage_inside", "foreign", "newer", "no_table", "no_column"],
+    )
+    async def test_a_damaged_file_is_set_aside(self, tmp_path: Path, damage: Callable[[Path], None]) -> None:
+        """What is no journal is kept under a name with the time, the log says so, and a new journal is begun."""
+        await fill(tmp_path)
+        damage(tmp_path / FILE_NAME)
+        bytes_before = (tmp_path / FILE_NAME).read_bytes()
+        with structlog.testing.capture_logs() as logs:
+            async with opened(tmp_path, clock=lambda: NOON) as journal:
+                assert (journal.recovered, journal.backlog, journal.bytes) == (0, 0, 0)
+                take(journal, [b"x"], in_memory=True)
+        assert events(logs, "error") == ["journal_damaged"]
+        assert str(tmp_path / "journal-damaged-20261123T140000Z.db") == logs[0]["set_aside"]
+        aside = tmp_path / "journal-damaged-20261123T140000Z.db"
+        if damage is not garbage_inside:
+            assert bytes_before == aside.read_bytes()
+        assert len(bytes_before) == aside.stat().st_size
+        async with opened(tmp_path) as journal:
+            assert journal.recovered == 1
+
+    async def test_two_damaged_files_of_one_second_are_both_kept(self, tmp_path: Path) -> None:
+        """A file that was set aside is never overwritten."""
+        for text in (b"first" * 999, b"second" * 999):
+            (tmp_path / FILE_NAME).write_bytes(text)
+            async with opened(tmp_path, clock=lambda: NOON):
+                pass
+        names = ("journal-damaged-20261123T140000Z.db", "journal-damaged-20261123T140000Z-2.db")
+        assert [(tmp_path / name).read_bytes()[:6] for name in names] == [b"firstf", b"second"]
+
+    async def test_a_torn_wal_costs_its_end_only(self, tmp_path: Path) -> None:
+        """Garbage at the end of the WAL, as a crash may leave it, does not touch what was written before."""
+        async with opened(tmp_path) as journal:
+            positions = take(journal, numbered(0, 3), in_memory=True)
+            await journal.flush()
+            directory = copy(tmp_path, tmp_path / "copy")
+        with (directory / f"{FILE_NAME}-wal").open("ab") as wal:
+            wal.write(b"\xff" * 40_000)
+        async with opened(directory) as journal:
+            assert list(zip(positions, numbered(0, 3), strict=True)) == await read_all(journal)
+
+    async def test_damage_that_shows_later_costs_the_backlog_and_not_the_daemon(self, tmp_path: Path) -> None:
+        """If the file turns out to be damaged while in use, its backlog is shed, counted, and the rest goes on."""
+        async with opened(tmp_path) as journal:
+            for step in range(20):
+                take(journal, numbered(step * 100, 100, 2000), in_memory=False)
+                await journal.flush()
+        shed = Shed()
+        with structlog.testing.capture_logs() as logs:
+            async with opened(tmp_path, on_shed=shed) as journal:
+                # Beyond the first pages, which the journal has seen already.
+                with (tmp_path / FILE_NAME).open("r+b") as file:
+                    file.seek(5 << 15)
+                    file.write(b"\xff" * (120 << 15))
+                later = take(journal, numbered(9000, 5), in_memory=False)
+                posts = await read_all(journal)
+                assert len(posts) + shed.posts == 2005
+                assert shed.posts > 0
+                assert list(zip(later, numbered(9000, 5), strict=True)) == posts[-5:]
+                assert not shed.lines
+                kept = take(journal, [b"x"], in_memory=True)[0]
+                await journal.flush()
+                assert journal.keeps(kept)
+                journal.confirm(position for position, _ in posts)
+                await journal.flush()
+                assert journal.bytes == 1
+        assert events(logs, "error") == ["journal_damaged", "journal_posts_lost"]
+        async with opened(tmp_path) as journal:
+            assert [(kept, b"x")] == await read_all(journal)
+
+
+class TestFailingDisk:
+    async def test_the_daemon_lives_on_and_the_journal_heals(self, tmp_path: Path) -> None:
+        """While the disk fails posts are still taken; one warning is logged; later all that is left is written."""
+        disk = Disk()
+        with structlog.testing.capture_logs() as logs:
+            async with opened(tmp_path, connect=disk.connect) as journal:
+                disk.error = sqlite3.OperationalError("database or disk is full")
+                first = take(journal, numbered(0, 3), in_memory=True)
+                await journal.flush()
+                assert "database or disk is full" in journal.trouble
+                second = take(journal, numbered(3, 3), in_memory=True)
+                await journal.flush()
+                journal.confirm([first[0], second[0]])
+                assert not journal.keeps(first[1])
+                disk.error = None
+                await journal.flush()
+                assert not journal.trouble
+                assert journal.keeps(first[1])
+        assert events(logs, "error") == ["journal_failed"]
+        assert "MILLRACE_JOURNAL" in logs[0]["way_out"]
+        assert events(logs, "info") == ["journal_works_again"]
+        async with opened(tmp_path) as journal:
+            assert [*first[1:], *second[1:]] == [position for position, _ in await read_all(journal)]
+
+    async def test_it_tries_again_by_itself(self, tmp_path: Path) -> None:
+        """After a failure the beat tries again, without being told."""
+        disk = Disk()
+        written = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        disk.committed = lambda: loop.call_soon_threadsafe(written.set)
+        async with opened(tmp_path, connect=disk.connect) as journal:
+            disk.error = sqlite3.OperationalError("disk I/O error")
+            position = take(journal, [b"x"], in_memory=True)[0]
+            await journal.flush()
+            assert journal.trouble
+            disk.error = None
+            await asyncio.wait_for(written.wait(), 10)
+            await journal.flush()
+            assert journal.keeps(position)
+            assert not journal.trouble
+
+    async def test_the_backlog_that_no_disk_takes_is_bounded_and_shed_at_the_end(self, tmp_path: Path) -> None:
+        """Posts that memory has no room for wait up to a bound; those that never reach the disk are handed back."""
+        disk = Disk()
+        shed = Shed()
+        async with opened(tmp_path, connect=disk.connect, on_shed=shed) as journal:
+            disk.error = sqlite3.OperationalError("disk I/O error")
+            line = b"x" * MIB
+            taken = 0
+            while isinstance(journal.append([line], in_memory=False), range):
+                taken += 1
+                await journal.flush()
+            assert WAITING_BYTES // MIB == taken == journal.backlog
+            assert DropReason.DISK_FAILED is journal.append([line], in_memory=False)
+            # Memory has room again: what waits goes there without the disk.
+            assert len(await journal.read(2 * MIB)) == 2
+            take(journal, [line], in_memory=False)
+        assert taken - 1 == shed.posts == len(shed.lines)
+
+    async def test_a_read_waits_for_the_disk(self, tmp_path: Path) -> None:
+        """While the file cannot be read the backlog stays where it is; when it can, it comes."""
+        disk = Disk()
+        async with opened(tmp_path, connect=disk.connect) as journal:
+            take(journal, numbered(0, 3), in_memory=False)
+            await journal.flush()
+            disk.error = sqlite3.OperationalError("disk I/O error")
+            with structlog.testing.capture_logs() as logs, pytest.raises(TimeoutError):
+                await asyncio.wait_for(journal.read(MIB), 0.05)
+            assert events(logs, "error") == ["journal_failed"]
+            assert journal.backlog == 3
+            disk.error = None
+            assert len(await journal.read(MIB)) == 3
+            assert not journal.trouble
+
+    async def test_a_stalled_disk_eats_no_memory(self, tmp_path: Path) -> None:
+        """While a write hangs nothing waits for it, confirmed lines are let go of, and the operator is told."""
+        disk = Disk()
+        async with opened(tmp_path, connect=disk.connect) as journal:
+            disk.gate.clear()
+            take(journal, [b"hangs"], in_memory=True)
+            await beat(journal, 2)
+            line = b"y" * 1000
+            references = sys.getrefcount(line)
+            positions = take(journal, [line] * 100, in_memory=True)
+            assert references + 100 == sys.getrefcount(line)
+            await beat(journal, 5)
+            journal.confirm(positions[1:])
+            with structlog.testing.capture_logs() as logs:
+                await beat(journal, 70)
+            assert references + 1 == sys.getrefcount(line)
+            assert events(logs, "error") == ["journal_failed"]
+            assert "has not answered" in journal.trouble
+            disk.gate.set()
+            await journal.flush()
+            assert not journal.trouble
+        async with opened(tmp_path) as journal:
+            assert [b"hangs", line] == [line for _, line in await read_all(journal)]
+
+    async def test_a_real_limit_of_the_system(self, tmp_path: Path) -> None:
+        """A file that may not grow any more (RLIMIT_FSIZE) is a failing disk, and heals when it may."""
+        program = f"""
+import asyncio, json, resource
+from pathlib import Path
+from service.journal import Journal
+
+async def main():
+    journal = await Journal.open(Path({str(tmp_path)!r}), 1 << 30, on_shed=print)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, resource.RLIM_INFINITY))
+    taken = []
+    for number in range(8):
+        taken += journal.append([b"%d" % number * 100_000], in_memory=False)
+        await journal.flush()
+    failed = journal.trouble
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    await journal.flush()
+    print(json.dumps([taken, failed, journal.trouble, journal.backlog]), flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+        async with child(program) as process:
+            assert process.stdout is not None
+            # Before it come the lines of the log.
+            async for output in process.stdout:
+                if output.startswith(b"["):
+                    break
+            taken, failed, healed, backlog = json.loads(output)
+            process.send_signal(signal.SIGKILL)
+            await process.wait()
+        assert failed
+        assert (healed, backlog) == ("", 8)
+        async with opened(tmp_path) as journal:
+            assert list(zip(taken, [b"%d" % number * 100_000 for number in range(8)], strict=True)) == await read_all(
+                journal
+            )
+
+
+@asynccontextmanager
+async def child(program: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run a program, and end it at the end."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE, cwd=ROOT, limit=MIB
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        # Read to the end, or the transport of the pipe outlives the loop.
+        await process.communicate()
+
+
+class TestKill:
+    @pytest.mark.parametrize("reports", [90, 173, 400])
+    async def test_kill_loses_nothing_that_is_older_than_100_ms(self, tmp_path: Path, reports: int) -> None:
+        """After `kill -9` all that was read 100 ms before is there, in order, and nothing confirmed so long ago is."""
+        program = f"""
+import asyncio, collections, json, os, time
+from pathlib import Path
+from service.journal import Journal
+
+async def main():
+    journal = await Journal.open(Path({str(tmp_path)!r}), 1 << 30, on_shed=print)
+    waiting = collections.deque()
+    number = 0
+    while True:
+        lines = [b"%d " % (number + place) + b"x" * 1000 for place in range(5)]
+        number += 5
+        now = time.monotonic()
+        positions = journal.append(lines, in_memory=True)
+        waiting += positions
+        confirmed = []
+        if len(waiting) > 200:
+            confirmed = [waiting.popleft() for _ in range(4)] + [waiting.pop()]
+            journal.confirm(confirmed)
+        os.write(1, json.dumps([now, list(positions), confirmed]).encode() + b"\\n")
+        await asyncio.sleep(0.002)
+
+asyncio.run(main())
+"""
+        async with child(program) as process:
+            assert process.stdout is not None
+            lines = [await asyncio.wait_for(process.stdout.readline(), 20) for _ in range(reports)]
+            killed = time.monotonic()
+            process.send_signal(signal.SIGKILL)
+            lines += (await process.stdout.read()).splitlines()
+        appended: list[int] = []
+        old: set[int] = set()
+        confirmed: set[int] = set()
+        old_confirmed: set[int] = set()
+        for moment, positions, some in map(json.loads, lines):
+            appended += positions
+            confirmed.update(some)
+            if moment < killed - 0.1:
+                old.update(positions)
+                old_confirmed.update(some)
+        async with opened(tmp_path) as journal:
+            posts = dict(await read_all(journal))
+        assert old
+        assert old - confirmed <= set(posts)
+        assert not old_confirmed & set(posts)
+        assert sorted(posts) == list(posts)
+        # The last append may not have been told of before the end.
+        numbers = {position: number for number, position in enumerate(appended)}
+        told = [position for position in posts if position in numbers]
+        assert len(posts) - len(told) <= 5
+        assert [numbers[position] for position in told] == [int(posts[position].split()[0]) for position in told]
+
+    async def test_the_lock_dies_with_the_process(self, tmp_path: Path) -> None:
+        """A journal whose process was killed can be opened at once."""
+        program = f"""
+import asyncio
+from pathlib import Path
+from service.journal import Journal
+
+async def main():
+    journal = await Journal.open(Path({str(tmp_path)!r}), 1 << 30, on_shed=print)
+    print("open", flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+        async with child(program) as process:
+            assert process.stdout is not None
+            assert await asyncio.wait_for(process.stdout.readline(), 20) == b"open\n"
+            with pytest.raises(JournalError, match="in use"):
+                await Journal.open(tmp_path, GIB, on_shed=Shed())
+            process.send_signal(signal.SIGKILL)
+            await process.wait()
+        async with opened(tmp_path) as journal:
+            assert journal.recovered == 0
+
+
+# Some as large as a third of a chunk.
+_LINES = st.lists(st.integers(0, 255).map(lambda byte: bytes([byte]) * (byte % 40 or 90_000)), max_size=6)
+
+
+class JournalModel(RuleBasedStateMachine):
+    """The journal against a list and a dictionary, through restarts and crashes at any point."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.directory = Path(tempfile.mkdtemp())
+        self.runs = 0
+        self.path = self.directory / "0"
+        self.memory: dict[int, bytes] = {}
+        self.backlog: list[tuple[int, bytes]] = []
+        # What a crash may bring back, and what it must.
+        self.flushed: dict[int, bytes] = {}
+        self.since_flush: dict[int, bytes] = {}
+
+    @initialize()
+    def open(self) -> None:
+        self.journal = self.runner.run(Journal.open(self.path, GIB, on_shed=Shed()))
+
+    def note(self, positions: range | DropReason, lines: list[bytes]) -> list[tuple[int, bytes]]:
+        assert isinstance(positions, range)
+        posts = list(zip(positions, lines, strict=True))
+        self.since_flush.update(posts)
+        return posts
+
+    @precondition(lambda self: not self.backlog)
+    @rule(lines=_LINES)
+    def append_to_memory(self, lines: list[bytes]) -> None:
+        self.memory.update(self.note(self.journal.append(lines, in_memory=True), lines))
+
+    @rule(lines=_LINES)
+    def append_to_disk_only(self, lines: list[bytes]) -> None:
+        self.backlog += self.note(self.journal.append(lines, in_memory=False), lines)
+
+    @rule(data=st.data())
+    def confirm(self, data: st.DataObject) -> None:
+        if self.memory:
+            some = data.draw(st.lists(st.sampled_from(sorted(self.memory))))
+            self.journal.confirm(some)
+            for position in some:
+                self.memory.pop(position, None)
+
+    @rule(limit=st.sampled_from([1, 100, 300_000]))
+    def read(self, limit: int) -> None:
+        posts = self.runner.run(self.journal.read(limit))
+        assert bool(self.backlog) == bool(posts)
+        assert self.backlog[: len(posts)] == posts
+        del self.backlog[: len(posts)]
+        self.memory.update(posts)
+
+    @rule()
+    def beat(self) -> None:
+        self.runner.run(beat(self.journal, 1))
+
+    @rule()
+    def flush(self) -> None:
+        self.runner.run(self.journal.flush())
+        self.flushed = {**self.memory, **dict(self.backlog)}
+        self.since_flush = {}
+        assert sum(map(len, self.flushed.values())) <= self.journal.bytes
+        assert all(map(self.journal.keeps, self.memory))
+
+    @rule()
+    def restart(self) -> None:
+        self.runner.run(self.journal.close())
+        left = sorted({**self.memory, **dict(self.backlog)}.items())
+        self.open()
+        assert len(left) == self.journal.recovered
+        self.memory = {}
+        self.backlog = left
+        self.flushed, self.since_flush = dict(left), {}
+
+    @rule()
+    def crash(self) -> None:
+        """What is on the disk at this moment is what the next run finds."""
+        self.runner.run(self.nothing_under_way())
+        self.runs += 1
+        path = copy(self.path, self.directory / str(self.runs))
+        self.runner.run(self.journal.close())
+        shutil.rmtree(self.path)
+        self.path = path
+        self.open()
+        posts = self.runner.run(read_all(self.journal))
+        assert len(posts) == self.journal.recovered
+        assert sorted(dict(posts).items()) == posts
+        assert dict(posts).items() <= {**self.flushed, **self.since_flush}.items()
+        unconfirmed = {**self.memory, **dict(self.backlog)}
+        assert {item for item in self.flushed.items() if item[0] in unconfirmed} <= set(posts)
+        self.memory = dict(posts)
+        self.backlog = []
+        self.flushed, self.since_flush = dict(posts), {}
+
+    async def nothing_under_way(self) -> None:
+        await self.journal._run(lambda: None)
+
+    @invariant()
+    def counts(self) -> None:
+        if hasattr(self, "journal"):
+            assert len(self.backlog) == self.journal.backlog
+
+    def teardown(self) -> None:
+        self.runner.run(self.journal.close())
+        self.runner.close()
+        shutil.rmtree(self.directory)
+
+
+def test_the_journal_is_as_good_as_a_list() -> None:
+    """What is unconfirmed comes back exactly and in order; what was confirmed before a clean end never does."""
+    run_state_machine_as_test(
+        JournalModel,
+        settings=settings(max_examples=50, stateful_step_count=30, deadline=None),
+    )
