@@ -5,7 +5,14 @@ The commands of the daemon.
     python -m service check     try everything that `run` needs, and say what is wrong; carries nothing
     python -m service rules     show how X's rules differ from the wanted ones; --apply makes them the same
     python -m service health    ask a running daemon; exit code 0 if it lives
+    python -m service letters   print the lines of the dead letters; --reason NAME only those with that reason
     python -m service config    print the effective configuration; --markdown prints the table of all settings
+
+To put dead letters back, once what kept them out is mended, pipe them into a run that reads its standard input. It
+needs a journal of its own, or none, while another daemon runs:
+
+    python -m service letters --reason post_too_large |
+        MILLRACE_SOURCE=stdin MILLRACE_JOURNAL=off python -m service
 
 Everything else is set by environment variables: see docs/configuration.md. Exit codes: 0 well, 1 it failed, 2 the
 configuration is not usable.
@@ -16,12 +23,14 @@ import asyncio
 import json
 import os
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 
 from service import __version__
 from service.config import ConfigError, Settings, describe, load, markdown
+from service.core.records import DropReason
 
 
 def main(arguments: list[str]) -> int:
@@ -36,6 +45,8 @@ def main(arguments: list[str]) -> int:
     rules = commands.add_parser("rules", help="compare X's rules with the wanted ones")
     rules.add_argument("--apply", action="store_true", help="add and delete what differs")
     commands.add_parser("health", help="ask a running daemon")
+    letters = commands.add_parser("letters", help="print the lines of the dead letters")
+    letters.add_argument("--reason", action="append", default=[], choices=[reason.value for reason in DropReason])
     config = commands.add_parser("config", help="print the effective configuration, without secrets")
     config.add_argument("--markdown", action="store_true", help="print docs/configuration.md instead")
     options = parser.parse_args(arguments)
@@ -54,6 +65,8 @@ def main(arguments: list[str]) -> int:
             return 0
         case "health":
             return _health(settings)
+        case "letters":
+            return _letters(settings, options.reason)
         case "check":
             from service import check  # noqa: PLC0415 - asking for health must not cost a second of imports
 
@@ -105,6 +118,18 @@ def _health(settings: Settings) -> int:
     for name, check in report["checks"].items():
         print(f"{name:<8} {'ok' if check['ok'] else check['reason']}  (since {check['since']})")
     # Not being ready is no reason to be restarted: that would only add to an outage of X or of Kinesis.
+    return 0
+
+
+def _letters(settings: Settings, reasons: list[str]) -> int:
+    from service.dead_letters import DeadLetters  # noqa: PLC0415 - as above
+
+    try:
+        for line in DeadLetters(settings.journal, time.time).read(reasons):
+            sys.stdout.buffer.write(line + b"\n")
+    except OSError as error:
+        print(f"MILLRACE_JOURNAL: the dead letters cannot be read: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -9,7 +9,7 @@ bytes, never the daemon: the counters have counted the post already.
 """
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,21 @@ class DeadLetters:
     def __init__(self, directory: Path | None, clock: Callable[[], float]) -> None:
         self._path = directory / FILE_NAME if directory else None
         self._clock = clock
+
+    def read(self, reasons: Collection[str] = ()) -> Iterator[bytes]:
+        """
+        Give the lines that are kept, oldest first; with `reasons`, only those that were kept for one of them.
+
+        Raises OSError.
+        """
+        if self._path is None:
+            return
+        for path in (self._path.with_suffix(".1.jsonl"), self._path):
+            if path.exists():
+                with path.open("rb") as file:
+                    for letter in map(orjson.loads, file):
+                        if not reasons or letter["reason"] in reasons:
+                            yield letter["line"].encode() if "line" in letter else base64.b64decode(letter["base64"])
 
     def add(self, line: bytes, reason: DropReason, attempts: int = 0, message: str = "") -> None:
         """Keep one line. Trouble with the disk is logged and otherwise swallowed."""

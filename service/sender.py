@@ -25,6 +25,11 @@ from service.core.records import (
     StreamFacts,
 )
 
+# A stream can change without a word: its record limit, its mode, whether it follows keys.
+REFRESH_SECONDS = 300.0
+# A timer for a time that never comes; event loops do not take infinity.
+_NEVER = 1e9
+
 log = structlog.get_logger()
 
 
@@ -98,6 +103,8 @@ class Sender:
         self._closing = False
         self._order_violations = 0
         self._refreshing: asyncio.Task[None] | None = None
+        self._refresh_at = float("inf")
+        self._known: tuple[StreamFacts, list[Shard]] | None = None
 
     @property
     def _now(self) -> float:
@@ -145,13 +152,15 @@ class Sender:
                 self._wake.clear()
                 for request in producer.requests(loop.time()):
                     tasks.create_task(self._send(request))
-                if producer.wants_shards and self._refreshing is None:
+                due = producer.wants_shards or loop.time() >= self._refresh_at
+                if due and self._refreshing is None:
                     self._refreshing = tasks.create_task(self._refresh())
-                deadline = producer.next_deadline()
-                timer = loop.call_at(deadline, self._wake.set) if deadline < float("inf") else None
+                    self._refresh_at = float("inf")
+                timer = loop.call_at(
+                    min(producer.next_deadline(), self._refresh_at, loop.time() + _NEVER), self._wake.set
+                )
                 await self._wake.wait()
-                if timer is not None:
-                    timer.cancel()
+                timer.cancel()
 
     async def _send(self, request: PutRequest) -> None:
         for record in request.records:
@@ -219,7 +228,10 @@ class Sender:
             shards, self._now, record_limit=facts.record_bytes, ignores_keys=facts.ignores_keys
         )
         self._observer.shards([shard.shard_id for shard in shards])
-        log.info("shards_listed", stream=facts.name, mode=facts.mode, shards=len(shards))
+        self._refresh_at = self._now + REFRESH_SECONDS
+        if (facts, shards) != self._known:
+            self._known = (facts, shards)
+            log.info("shards_listed", stream=facts.name, mode=facts.mode, shards=len(shards))
         if outcomes:
             self._on_outcomes(outcomes)
             self._room.set()

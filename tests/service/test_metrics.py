@@ -14,6 +14,7 @@ FAMILIES = {
     "posts_delivered",
     "posts_dropped",
     "posts_duplicate",
+    "journal_bytes",
     "posts_buffered",
     "buffer_bytes",
     "post_delivery_seconds",

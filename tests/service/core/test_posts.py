@@ -76,7 +76,7 @@ def test_one_bad_line_does_not_harm_its_neighbours() -> None:
     """Posts keep their order, and so does what was rejected."""
     posts, rejected = read(line(id="1"), b"bad", line(id="2"), b"worse", line(id="3"))
     assert [post.id for post in posts] == ["1", "2", "3"]
-    assert [text for text, _ in rejected] == [b"bad", b"worse"]
+    assert [text for text, *_ in rejected] == [b"bad", b"worse"]
 
 
 def test_a_key_is_measured_in_characters() -> None:
@@ -108,7 +108,7 @@ def test_every_line_ends_as_a_post_or_as_a_rejection(lines: list[bytes], place: 
     damaged[place] = byte
     lines.append(bytes(damaged))
     posts, rejected = read(*lines)
-    assert sorted(lines) == sorted([post.line for post in posts] + [text for text, _ in rejected])
+    assert sorted(lines) == sorted([post.line for post in posts] + [text for text, *_ in rejected])
 
 
 class TestRecordsThatAreNotPosts:
