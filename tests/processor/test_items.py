@@ -64,7 +64,7 @@ def test_a_full_post_becomes_a_full_item() -> None:
     assert item == {
         "Id": {"S": SNOWFLAKE},
         "SortId": {"S": SNOWFLAKE},
-        "Timestamp": {"S": "2026-11-23T14:00:00.000Z"},
+        "Timestamp": {"S": "2026-11-23T14:00:00.250Z"},
         "Username": {"S": "miller"},
         "Message": {"S": "水車は今日も回る & 回る"},
         "AuthorId": {"S": "42"},
@@ -102,6 +102,12 @@ class TestTime:
 
         assert item["Timestamp"] == {"S": "2026-11-23T14:30:00.123Z"}
         assert item["Bucket"]["S"].startswith("2026-11-23T14#")
+
+    def test_the_snowflake_adds_the_milliseconds(self) -> None:
+        """X writes whole seconds; where the id agrees with them, it says the moment more exactly."""
+        flake = ((1_795_442_400_789 - 1_288_834_974_657) << 22) + 7
+        item = item_of(line(id=str(flake), created_at="2026-11-23T14:00:00.000Z"), 0, Shape())
+        assert item["Timestamp"] == {"S": "2026-11-23T14:00:00.789Z"}
 
     @pytest.mark.parametrize("created_at", [None, "", "yesterday", 1_795_442_400, "0001-01-01T00:00:00+14:00"])
     def test_without_it_the_snowflake_tells(self, created_at: object) -> None:

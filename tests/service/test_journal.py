@@ -53,9 +53,10 @@ class Shed:
 
 
 class Disk:
-    """Opens connections that fail while `error` is set, and wait while `gate` is closed."""
+    """Opens connections that fail at some statements while `error` is set, and wait while `gate` is closed."""
 
-    def __init__(self) -> None:
+    def __init__(self, *fails_at: str) -> None:
+        self.fails_at = fails_at or ("BEGIN", "SELECT")
         self.error: sqlite3.Error | None = None
         self.gate = threading.Event()
         self.gate.set()
@@ -69,7 +70,7 @@ class Disk:
             def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
                 if sql == "BEGIN":
                     disk.gate.wait(20)
-                if disk.error is not None and sql.startswith(("BEGIN", "SELECT")):
+                if disk.error is not None and sql.startswith(disk.fails_at):
                     raise disk.error
                 cursor = super().execute(sql, *parameters)
                 if sql == "COMMIT":
@@ -223,6 +224,12 @@ class TestQueue:
             journal.confirm(position for position, _ in posts[:-1])
         async with opened(tmp_path) as journal:
             assert posts[-1:] == await read_all(journal)
+
+    async def test_an_append_has_its_bounds(self, tmp_path: Path) -> None:
+        """More lines at once than positions of a chunk are a fault of the caller."""
+        async with opened(tmp_path) as journal:
+            with pytest.raises(ValueError, match="1048576 lines"):
+                journal.append([b""] * (1 << 20), in_memory=True)
 
     async def test_nothing_overtakes_the_backlog(self, tmp_path: Path) -> None:
         """Appending to memory while older posts wait on disk is a fault of the caller."""
@@ -481,11 +488,29 @@ class TestDamage:
         async with opened(tmp_path) as journal:
             assert [(kept, b"x")] == await read_all(journal)
 
+    async def test_a_row_that_contradicts_itself_is_damage(self, tmp_path: Path) -> None:
+        """When a row has other bytes than its lengths say, memory keeps what it has, and nothing wrong is handed on."""
+        async with opened(tmp_path) as journal:
+            for step in range(3):
+                take(journal, numbered(step, 1, 300_000), in_memory=False)
+        change("UPDATE chunk SET lines = 'short' WHERE number = 1")(tmp_path / FILE_NAME)
+        shed = Shed()
+        async with opened(tmp_path, on_shed=shed) as journal:
+            [(position, line)] = await journal.read(1)
+            assert [] == await journal.read(1)
+            assert shed.posts == 2
+            assert line == numbered(0, 1, 300_000)[0]
+            assert not journal.keeps(position)
+            journal.confirm([position])
+            await journal.flush()
+            assert (journal.backlog, journal.bytes) == (0, 0)
+
 
 class TestFailingDisk:
-    async def test_the_daemon_lives_on_and_the_journal_heals(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("statement", ["BEGIN", "COMMIT"])
+    async def test_the_daemon_lives_on_and_the_journal_heals(self, tmp_path: Path, statement: str) -> None:
         """While the disk fails posts are still taken; one warning is logged; later all that is left is written."""
-        disk = Disk()
+        disk = Disk(statement)
         with structlog.testing.capture_logs() as logs:
             async with opened(tmp_path, connect=disk.connect) as journal:
                 disk.error = sqlite3.OperationalError("database or disk is full")
@@ -555,6 +580,21 @@ class TestFailingDisk:
             disk.error = None
             assert len(await journal.read(MIB)) == 3
             assert not journal.trouble
+
+    async def test_a_post_that_is_confirmed_while_it_is_written_is_deleted(self, tmp_path: Path) -> None:
+        """A confirmation that comes during the write of its post, in whole or in part, is not forgotten."""
+        disk = Disk()
+        async with opened(tmp_path, connect=disk.connect) as journal:
+            disk.gate.clear()
+            whole = take(journal, numbered(0, 3, 200_000), in_memory=True)
+            part = take(journal, numbered(3, 3), in_memory=True)
+            await beat(journal, 2)
+            journal.confirm([*whole, part[1]])
+            await beat(journal, 1)
+            disk.gate.set()
+            await journal.flush()
+            async with opened(copy(tmp_path, tmp_path / "copy")) as other:
+                assert [part[0], part[2]] == [position for position, _ in await read_all(other)]
 
     async def test_a_stalled_disk_eats_no_memory(self, tmp_path: Path) -> None:
         """While a write hangs nothing waits for it, confirmed lines are let go of, and the operator is told."""
