@@ -85,19 +85,13 @@ def varint(number: int) -> bytes:
     return bytes(out)
 
 
-# Nearly every length and index of a post is below this: one look-up instead of a loop and a concatenation.
+# Nearly every length and index is below this: one look-up instead of a loop and a concatenation.
 _SMALL = 1 << 14
+_KEY_LENGTH = [b"\x0a" + varint(number) for number in range(_SMALL)]
 _KEY_INDEX = [b"\x08" + varint(number) for number in range(_SMALL)]
 _LENGTH = [b"\x1a" + varint(number) for number in range(_SMALL)]
-
-
-def _key_index(number: int) -> bytes:
-    return _KEY_INDEX[number] if number < _SMALL else b"\x08" + varint(number)
-
-
-def _length(number: int) -> bytes:
-    """Tag and length of a record, and of the data inside a record: both are field 3."""
-    return _LENGTH[number] if number < _SMALL else b"\x1a" + varint(number)
+# What stands in a record before its data is shorter than this.
+_HEAD = 32
 
 
 class Aggregate:
@@ -125,11 +119,18 @@ class Aggregate:
         index = self._indices.get(key)
         entry = b""
         if index is None:
-            index = _key_index(len(self._indices))
-            entry = b"\x0a" + varint(len(key)) + key
-        length = _length(len(data))
-        inner = len(index) + len(length) + len(data)
-        head = _length(inner)
+            number = len(self._indices)
+            index = _KEY_INDEX[number] if number < _SMALL else b"\x08" + varint(number)
+            entry = (_KEY_LENGTH[len(key)] if len(key) < _SMALL else b"\x0a" + varint(len(key))) + key
+        count = len(data)
+        if count < _SMALL - _HEAD:
+            length = _LENGTH[count]
+            inner = len(index) + len(length) + count
+            head = _LENGTH[inner]
+        else:
+            length = b"\x1a" + varint(count)
+            inner = len(index) + len(length) + count
+            head = b"\x1a" + varint(inner)
         size = self.size + len(entry) + len(head) + inner
         if limit is not None and size > limit and self.count:
             return False

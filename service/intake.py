@@ -112,7 +112,7 @@ class Intake:
         for line, reason, _ in rejected:
             self.reject(line, reason)
         if posts:
-            self._observer.received(len(posts), sum(len(post.line) for post in posts))
+            self._observer.received(len(posts), sum([len(post.line) for post in posts]))
             self._note_lag(posts[-1].id, len(posts))
             self._hand_on(posts)
         return [line for line, reason, _ in rejected if reason is DropReason.X_ERROR]

@@ -109,17 +109,12 @@ class Lane:
             self.head = None
             self.failures = 0
 
-    def append(self, post: Post, now: float, limit: int) -> Batch:
-        """Add a post behind all others and return its batch; `limit` is the largest container in bytes."""
-        batches = self.batches
-        if batches:
-            batch = batches[-1]
-            if batch.add(post, limit):
-                return batch
-        batch = Batch(now)
-        batch.add(post, limit)
-        batches.append(batch)
-        return batch
+    def append(self, post: Post, now: float, limit: int) -> None:
+        """Add a post behind all others; `limit` is the largest container in bytes."""
+        if not self.batches or not self.batches[-1].add(post, limit):
+            batch = Batch(now)
+            batch.add(post, limit)
+            self.batches.append(batch)
 
     def in_sequence(self, sequence_number: str) -> bool:
         """Whether Kinesis filed this record behind the one before it; remembers it for the next."""

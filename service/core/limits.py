@@ -23,6 +23,7 @@ SHARD_BYTES_PER_SECOND = 1 * MIB
 
 # PutRecordsRequestEntry.PartitionKey: 1 to 256 Unicode characters.
 PARTITION_KEY_CHARACTERS = 256
+PARTITION_KEY_BYTES = 4 * PARTITION_KEY_CHARACTERS
 
 # The partition key's MD5, as a number, is the hash key: 0 to 2^128 - 1.
 HASH_KEYS = 1 << 128

@@ -30,7 +30,7 @@ from typing import NamedTuple
 from service.core.aggregator import COMPRESSED_GROWTH, LARGEST_BYTES, TARGET_BYTES, Batch
 from service.core.backoff import Trouble, delay
 from service.core.lane import Event, Lane, State
-from service.core.limits import DEFAULT_RECORD_BYTES, RECORDS_PER_REQUEST, REQUEST_BYTES
+from service.core.limits import DEFAULT_RECORD_BYTES, PARTITION_KEY_BYTES, RECORDS_PER_REQUEST, REQUEST_BYTES
 from service.core.pace import Pace
 from service.core.records import (
     DropReason,
@@ -181,13 +181,13 @@ class Producer:
             raise RuntimeError("offer() before the first on_shards()")
         too_large = []
         lanes, index = self._lanes, self._map.index
-        room = self._record_limit
+        room = self._record_limit - PARTITION_KEY_BYTES
         # A free lane sends at the target; one that waits for an answer lets its batch grow meanwhile.
         target, largest = self._container_limit(self._target), self._container_limit(self._largest)
         count = size = 0
         for post in posts:
             length = len(post.line)
-            if length + max(len(post.key), NAME_BYTES) > room:
+            if length > room and length + max(len(post.key), NAME_BYTES) > self._record_limit:
                 too_large.append(Outcome([post], DropReason.POST_TOO_LARGE, 0))
                 continue
             lane = lanes[index(post.key)]
@@ -456,7 +456,7 @@ class Producer:
         self, posts: Sequence[Post], record: KinesisRecord, reason: DropReason | None = None, message: str = ""
     ) -> Outcome:
         self._posts -= len(posts)
-        self._bytes -= sum(len(post.line) for post in posts) + len(posts) * POST_OVERHEAD_BYTES
+        self._bytes -= sum([len(post.line) for post in posts]) + len(posts) * POST_OVERHEAD_BYTES
         return Outcome(posts, reason, record.attempts, record.perhaps_stored, message)
 
     def _note_success(self) -> None:

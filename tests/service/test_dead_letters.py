@@ -2,6 +2,7 @@ import base64
 import json
 from pathlib import Path
 
+import pytest
 from structlog.testing import capture_logs
 
 from service.core.records import DropReason
@@ -99,3 +100,37 @@ def test_a_full_disk_costs_a_log_line(tmp_path: Path) -> None:
     (line,) = logs
     assert line["error"] == "No space left on device"
     assert "the text of a post" not in str(line)
+
+
+def test_the_lines_can_be_read_back(tmp_path: Path) -> None:
+    """Oldest first, over both files, byte for byte as they came."""
+    lines = [b"oldest", '日本語 \\ "\u2028'.encode(), bytes(range(256))]
+    letters(tmp_path).add(lines[0], DropReason.NO_ID)
+    (tmp_path / FILE_NAME).rename(tmp_path / "dead-letters.1.jsonl")
+    for line in lines[1:]:
+        letters(tmp_path).add(line, DropReason.NOT_JSON)
+    assert lines == list(letters(tmp_path).read())
+
+
+def test_only_some_reasons_can_be_asked_for(tmp_path: Path) -> None:
+    """One or several; none means all."""
+    for reason in (DropReason.NO_ID, DropReason.REFUSED, DropReason.NO_ID, DropReason.SHUTDOWN):
+        letters(tmp_path).add(reason.value.encode(), reason)
+    assert list(letters(tmp_path).read(["no_id"])) == [b"no_id", b"no_id"]
+    assert list(letters(tmp_path).read(["shutdown", "refused"])) == [b"refused", b"shutdown"]
+    assert len(list(letters(tmp_path).read())) == 4
+    assert list(letters(tmp_path).read(["key_too_long"])) == []
+
+
+@pytest.mark.parametrize("directory", [None, Path("nowhere")])
+def test_where_nothing_was_kept_there_is_nothing_to_read(tmp_path: Path, directory: Path | None) -> None:
+    """Neither without a directory nor before the first letter; reading makes no directory."""
+    assert list(letters(directory and tmp_path / directory).read()) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_cannot_be_read_raises(tmp_path: Path) -> None:
+    """To read nothing in silence would look as if there was nothing."""
+    (tmp_path / FILE_NAME).mkdir()
+    with pytest.raises(OSError, match=FILE_NAME):
+        list(letters(tmp_path).read())

@@ -497,7 +497,7 @@ class TestDamage:
         shed = Shed()
         async with opened(tmp_path, on_shed=shed) as journal:
             [(position, line)] = await journal.read(1)
-            assert [] == await journal.read(1)
+            assert await journal.read(1) == []
             assert shed.posts == 2
             assert line == numbered(0, 1, 300_000)[0]
             assert not journal.keeps(position)

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from service import __version__
 from service.admin import Admin, Health
+from service.core.records import DropReason
+from service.dead_letters import FILE_NAME, DeadLetters
 from service.metrics import new_registry
 
 ROOT = Path(__file__).parents[2]
@@ -35,6 +37,7 @@ def millrace(*arguments: str, environ: Mapping[str, str]) -> Ended:
         capture_output=True,
         text=True,
         encoding="utf-8",
+        errors="surrogateescape",  # dead letters may be any bytes
         timeout=50,
         check=False,
     )
@@ -147,3 +150,47 @@ def test_rules_without_x() -> None:
     assert (code, out) == (1, "")
     assert len(err.splitlines()) == 1
     assert "very-secret" not in err
+
+
+def kept(directory: Path) -> dict[str, str]:
+    """Keep three dead letters in a directory, and return the settings that name it."""
+    letters = DeadLetters(directory, lambda: 0.0)
+    letters.add("日本語".encode(), DropReason.NO_ID)
+    letters.add(b"\xff\xfe", DropReason.NOT_JSON)
+    letters.add(b'{"data":{"id":"1"}}', DropReason.POST_TOO_LARGE)
+    return STDIN | {"MILLRACE_JOURNAL": str(directory)}
+
+
+def test_letters_prints_the_lines_as_they_came(tmp_path: Path) -> None:
+    """Byte for byte, one a line, so that they can be piped into another run."""
+    code, out, err = millrace("letters", environ=kept(tmp_path))
+    assert (code, err) == (0, "")
+    expected = "日本語".encode() + b'\n\xff\xfe\n{"data":{"id":"1"}}\n'
+    assert expected == out.encode("utf-8", "surrogateescape")
+
+
+def test_letters_of_some_reasons(tmp_path: Path) -> None:
+    """--reason may be given several times; a reason that does not exist is refused with those that do."""
+    environ = kept(tmp_path)
+    code, out, _ = millrace("letters", "--reason", "post_too_large", "--reason", "no_id", environ=environ)
+    assert (code, out.splitlines()) == (0, ["日本語", '{"data":{"id":"1"}}'])
+    code, out, err = millrace("letters", "--reason", "too_large", environ=environ)
+    assert (code, out) == (2, "")
+    assert "post_too_large" in err
+
+
+def test_letters_where_there_are_none(tmp_path: Path) -> None:
+    """Neither a directory that does not exist nor MILLRACE_JOURNAL=off is an error."""
+    for journal in (str(tmp_path / "nowhere"), "off"):
+        assert millrace("letters", environ=STDIN | {"MILLRACE_JOURNAL": journal}) == (0, "", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_letters_that_cannot_be_read(tmp_path: Path) -> None:
+    """A line that names the setting and the file, and code 1."""
+    (tmp_path / FILE_NAME).mkdir()
+    code, out, err = millrace("letters", environ=STDIN | {"MILLRACE_JOURNAL": str(tmp_path)})
+    assert (code, out) == (1, "")
+    (line,) = err.splitlines()
+    assert "MILLRACE_JOURNAL" in line
+    assert FILE_NAME in line

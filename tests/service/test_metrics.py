@@ -176,6 +176,29 @@ class TestPosts:
         assert scraper.value("posts_buffered") == 5
         assert scraper.value("buffer_bytes") == 500
 
+    def test_sum_over_a_restart(self, metrics: Metrics, scraper: Scraper) -> None:
+        """Posts of an earlier run enter the sum as recovered; those that were lost one and all leave it as dropped."""
+        buffered = 0
+        metrics.read_buffer_with(lambda: Buffer(buffered, 0, buffered * 100))
+        metrics.recovered(10)
+        buffered = 10
+        assert scraper.balance() == 0
+        assert scraper.value("journal_bytes") == 1000
+        metrics.outcomes([Outcome(posts(3))], 1.0)
+        metrics.shed(5, DropReason.DISK_FAILED)
+        buffered = 2
+        assert scraper.balance() == 0
+        assert scraper.value("posts_recovered_total") == 10
+        assert scraper.value("posts_received_total") == 0
+        assert scraper.value("posts_dropped_total", reason="disk_failed") == 5
+        assert scraper.value("journal_bytes") == 200
+
+    def test_a_buffer_without_a_journal(self, metrics: Metrics, scraper: Scraper) -> None:
+        """Its bytes are those of memory, and the journal has none."""
+        assert scraper.value("journal_bytes") == 0
+        metrics.read_buffer_with(lambda: Buffer(1, 500))
+        assert (scraper.value("buffer_bytes"), scraper.value("journal_bytes")) == (500, 0)
+
     def test_sum_can_fail(self, metrics: Metrics, scraper: Scraper) -> None:
         """A post that is lost without a report shows in the sum."""
         metrics.received(1, 100)

@@ -4,8 +4,9 @@ from contextlib import asynccontextmanager
 from random import Random
 
 import pytest
+from structlog.testing import capture_logs
 
-from service.core.limits import DEFAULT_RECORD_BYTES, HASH_KEYS
+from service.core.limits import DEFAULT_RECORD_BYTES, HASH_KEYS, LARGEST_RECORD_BYTES
 from service.core.producer import POST_OVERHEAD_BYTES, Producer
 from service.core.records import (
     DropReason,
@@ -21,7 +22,7 @@ from service.core.records import (
     StreamFacts,
 )
 from service.core.shard_map import hash_key
-from service.sender import Sender
+from service.sender import REFRESH_SECONDS, Sender
 from tests.virtual_loop import virtual_time
 
 WHOLE = [Shard("shardId-0", 0, HASH_KEYS - 1)]
@@ -53,6 +54,7 @@ class Sink:
 
     def __init__(self) -> None:
         self.open = WHOLE
+        self.record_bytes = DEFAULT_RECORD_BYTES
         self.listings: list[float] = []
         self.listings_to_fail = 0
         self.puts: list[tuple[float, list[KinesisRecord]]] = []
@@ -90,7 +92,7 @@ class Sink:
         return self.open
 
     async def facts(self) -> StreamFacts:
-        return StreamFacts("posts", "arn", "ACTIVE", "PROVISIONED", len(self.open), DEFAULT_RECORD_BYTES, False)
+        return StreamFacts("posts", "arn", "ACTIVE", "PROVISIONED", len(self.open), self.record_bytes, False)
 
 
 class Observer:
@@ -304,6 +306,63 @@ async def test_other_lanes_go_on_while_the_shards_are_listed() -> None:
         await asyncio.sleep(0.1)
         assert rig.delivered() == ["2"]
     assert rig.delivered() == ["2", "1"]
+
+
+@virtual_time
+async def test_the_stream_is_looked_at_every_five_minutes() -> None:
+    """Without any other cause, and only what has changed is told to the log."""
+    rig = Rig()
+    with capture_logs() as logs:
+        async with rig.running():
+            await asyncio.sleep(2.5 * REFRESH_SECONDS)
+            rig.sink.open = HALVES
+            await asyncio.sleep(2 * REFRESH_SECONDS)
+    assert [number * REFRESH_SECONDS for number in range(5)] == rig.sink.listings
+    assert [(entry["event"], entry["shards"]) for entry in logs] == [("shards_listed", 1), ("shards_listed", 2)]
+    assert [len(shard_ids) for shard_ids in rig.observer.shard_ids] == [1, 1, 1, 2, 2]
+
+
+@virtual_time
+async def test_a_raised_record_limit_is_noticed() -> None:
+    """A larger post is refused at the door until the next look, and delivered after it."""
+    rig = Rig(memory=1 << 30)
+    async with rig.running():
+        rig.sink.record_bytes = LARGEST_RECORD_BYTES
+        rig.sender.offer([post(1, size=2 * DEFAULT_RECORD_BYTES)])
+        await asyncio.sleep(REFRESH_SECONDS + 1)
+        rig.sender.offer([post(2, size=2 * DEFAULT_RECORD_BYTES)])
+    assert [outcome.reason for outcome in rig.outcomes] == [DropReason.POST_TOO_LARGE, None]
+    assert rig.delivered() == ["2"]
+
+
+@virtual_time
+async def test_a_look_that_was_asked_for_puts_the_next_one_off() -> None:
+    """Five minutes count from the last time that the shards were had."""
+    rig = Rig()
+    async with rig.running():
+        rig.sink.open = HALVES
+        await asyncio.sleep(100)
+        rig.sender.offer([post(1, half=1)])
+        await asyncio.sleep(REFRESH_SECONDS + 1)
+    assert [round(at) for at in rig.sink.listings] == [0, 100, 100 + REFRESH_SECONDS]
+
+
+@virtual_time
+async def test_posts_go_on_while_a_look_fails() -> None:
+    """Kinesis may forbid to list the shards; the old map is good until a record says otherwise."""
+    rig = Rig()
+    async with rig.running():
+        rig.sink.listings_to_fail = 1000
+        await asyncio.sleep(REFRESH_SECONDS + 30)
+        assert len(rig.sink.listings) > 3
+        rig.sender.offer([post(1)])
+        await asyncio.sleep(1)
+        assert rig.delivered() == ["1"]
+        rig.sink.listings_to_fail = 0
+        await asyncio.sleep(30)
+        had = rig.sink.listings[-1]
+        await asyncio.sleep(REFRESH_SECONDS)
+    assert [had + REFRESH_SECONDS] == [at for at in rig.sink.listings if at > had]
 
 
 @virtual_time

@@ -79,6 +79,24 @@ def test_one_bad_line_does_not_harm_its_neighbours() -> None:
     assert [text for text, *_ in rejected] == [b"bad", b"worse"]
 
 
+def test_places_in_the_journal_stay_with_their_lines() -> None:
+    """What comes from the journal keeps its position, whether it is a post or not."""
+    lines = [line(id="1"), b"bad", line(id="2"), line(id="3", author_id="a" * 257)]
+    posts, rejected = PostReader("author_id").read(lines, 3.0, [70, 71, 90, 91])
+    assert [(post.id, post.position) for post in posts] == [("1", 70), ("2", 90)]
+    assert rejected == [
+        Rejected(b"bad", DropReason.NOT_JSON, 71),
+        Rejected(lines[3], DropReason.KEY_TOO_LONG, 91),
+    ]
+
+
+def test_what_comes_from_the_source_has_no_place_yet() -> None:
+    """Posts and rejected lines alike stand at -1."""
+    posts, rejected = read(line(id="1"), b"bad", line(id="2"), b"{}")
+    assert [post.position for post in posts] == [-1, -1]
+    assert [line.position for line in rejected] == [-1, -1]
+
+
 def test_a_key_is_measured_in_characters() -> None:
     """Kinesis takes keys of 256 characters, however many bytes they have, and no longer ones."""
     fits, too_long = line(id="1", author_id="あ" * 256), line(id="2", author_id="あ" * 257)

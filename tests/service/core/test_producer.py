@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from processor import wire
-from service.core.aggregator import LARGEST_BYTES, TARGET_BYTES
+from service.core.aggregator import COMPRESSED_GROWTH, LARGEST_BYTES, TARGET_BYTES
 from service.core.limits import (
     DEFAULT_RECORD_BYTES,
     HASH_KEYS,
@@ -110,6 +110,7 @@ class ProducerMachine(RuleBasedStateMachine):
     """Anything that can happen, in any order."""
 
     aggregate = True
+    compress = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,7 +130,12 @@ class ProducerMachine(RuleBasedStateMachine):
     def begin(self, count: int, lanes: int, linger: float, seed: int) -> None:
         self.model = Model(shards(count))
         self.producer = Producer(
-            aggregate=self.aggregate, lanes_per_shard=lanes, linger=linger, memory_limit=1 << 20, rng=Random(seed)
+            aggregate=self.aggregate,
+            lanes_per_shard=lanes,
+            linger=linger,
+            memory_limit=1 << 20,
+            compress=self.compress,
+            rng=Random(seed),
         )
         self.producer.on_shards(self.model.open, self.now)
 
@@ -266,6 +272,12 @@ class RawProducerMachine(ProducerMachine):
     aggregate = False
 
 
+class CompressedProducerMachine(ProducerMachine):
+    """The same with compressed containers."""
+
+    compress = True
+
+
 UNHURRIED = settings(
     stateful_step_count=60,
     deadline=None,
@@ -275,6 +287,8 @@ TestProducerMachine = ProducerMachine.TestCase
 TestProducerMachine.settings = settings(UNHURRIED, max_examples=35)
 TestRawProducerMachine = RawProducerMachine.TestCase
 TestRawProducerMachine.settings = settings(UNHURRIED, max_examples=3)
+TestCompressedProducerMachine = CompressedProducerMachine.TestCase
+TestCompressedProducerMachine.settings = settings(UNHURRIED, max_examples=10)
 
 
 # Examples, one promise each
@@ -302,11 +316,23 @@ class Rig:
     """A producer with its model of Kinesis, for tests that say what happens step by step."""
 
     def __init__(
-        self, count: int = 1, *, aggregate: bool = True, lanes: int = 1, linger: float = 0.1, memory: int = 1 << 30
+        self,
+        count: int = 1,
+        *,
+        aggregate: bool = True,
+        lanes: int = 1,
+        linger: float = 0.1,
+        memory: int = 1 << 30,
+        compress: bool = False,
     ) -> None:
         self.model = Model(shards(count))
         self.producer = Producer(
-            aggregate=aggregate, lanes_per_shard=lanes, linger=linger, memory_limit=memory, rng=Longest()
+            aggregate=aggregate,
+            lanes_per_shard=lanes,
+            linger=linger,
+            memory_limit=memory,
+            compress=compress,
+            rng=Longest(),
         )
         self.producer.on_shards(self.model.open, 0.0)
         self.count = 0
@@ -682,6 +708,65 @@ class TestTheLimitsOfARequest:
         assert rig.producer.requests(2.0) == []
         rig.answer(requests[0], 3.0)
         assert posts[2:] == rig.only_record(3.0).posts
+
+
+class TestCompression:
+    def noise(self, rig: Rig, size: int, key: bytes = b"author-0") -> Post:
+        """Make a post that no compression makes smaller."""
+        rig.count += 1
+        return Post(Random(rig.count).randbytes(size), str(rig.count), key, 0.0)
+
+    def test_a_container_gives_back_its_posts(self) -> None:
+        """The consumer reads the lines as they came; the record is smaller than they are."""
+        rig = Rig(linger=0.0, compress=True)
+        posts = [rig.post(size=1000) for _ in range(20)]
+        rig.producer.offer(posts, 0.0)
+        record = rig.only_record(0.0)
+        decoded = wire.decode(record.data)
+        assert decoded.damage is None
+        assert [(post.line, "author-0") for post in posts] == [(one.data, one.partition_key) for one in decoded.records]
+        assert record.size < 20 * 1000 / COMPRESSED_GROWTH
+
+    def test_a_batch_of_one_is_raw(self) -> None:
+        """A consumer that knows no compression reads at least those."""
+        rig = Rig(linger=0.0, compress=True)
+        post = rig.post()
+        rig.producer.offer([post], 0.0)
+        assert post.line == rig.only_record(0.0).data
+
+    def test_a_free_lane_waits_for_more_before_it_sends(self) -> None:
+        """The target is so many times larger as posts shrink, so that records are as large as without."""
+        rig = Rig(compress=True)
+        size = TARGET_BYTES // 10
+        rig.producer.offer([rig.post(size=size) for _ in range(10 * COMPRESSED_GROWTH - 2)], 0.0)
+        assert rig.producer.requests(0.0) == []
+        rig.producer.offer([rig.post(size=size) for _ in range(2)], 0.0)
+        record = rig.only_record(0.0)
+        assert TARGET_BYTES * COMPRESSED_GROWTH - 2 * size < sum(len(post.line) for post in record.posts)
+        assert SealReason.SIZE is record.sealed
+
+    def test_records_of_noise_fit_into_any_stream(self) -> None:
+        """Behind an answer batches grow to their largest size; what does not shrink keeps every limit all the same."""
+        rig = Rig(count=16, linger=0.0, compress=True)
+        keys = [key(shard, 16) for shard in range(16)]
+        rig.producer.offer([rig.post(name) for name in keys], 0.0)
+        first = rig.only_request(0.0)
+        posts = [self.noise(rig, 4096, name) for name in keys for _ in range(256)]
+        rig.producer.offer(posts, 0.1)
+        rig.answer(first, 0.2)
+        requests = rig.producer.requests(0.2)
+        records = [record for request in requests for record in request.records]
+        assert (len(requests), len(records)) == (2, 16)
+        assert all(sum(record.size for record in request.records) <= REQUEST_BYTES for request in requests)
+        largest = max(record.size for record in records)
+        assert LARGEST_BYTES * COMPRESSED_GROWTH - 5000 < largest <= DEFAULT_RECORD_BYTES
+        assert [wire.decode(record.data).damage for record in records] == [None] * 16
+
+    def test_a_post_that_is_too_large_for_the_stream_stays_so(self) -> None:
+        """A post goes raw when it is alone, so it is measured as it is."""
+        rig = Rig(compress=True)
+        post = rig.post(size=DEFAULT_RECORD_BYTES)
+        assert [post.line] == lines(rig.producer.offer([post], 0.0), DropReason.POST_TOO_LARGE)
 
 
 class TestResharding:
