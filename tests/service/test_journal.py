@@ -513,7 +513,10 @@ class TestFailingDisk:
         disk = Disk(statement)
         with structlog.testing.capture_logs() as logs:
             async with opened(tmp_path, connect=disk.connect) as journal:
+                before = take(journal, numbered(9, 2), in_memory=True)
+                await journal.flush()
                 disk.error = sqlite3.OperationalError("database or disk is full")
+                journal.confirm(before[:1])
                 first = take(journal, numbered(0, 3), in_memory=True)
                 await journal.flush()
                 assert "database or disk is full" in journal.trouble
@@ -529,7 +532,7 @@ class TestFailingDisk:
         assert "MILLRACE_JOURNAL" in logs[0]["way_out"]
         assert events(logs, "info") == ["journal_works_again"]
         async with opened(tmp_path) as journal:
-            assert [*first[1:], *second[1:]] == [position for position, _ in await read_all(journal)]
+            assert [*before[1:], *first[1:], *second[1:]] == [position for position, _ in await read_all(journal)]
 
     async def test_it_tries_again_by_itself(self, tmp_path: Path) -> None:
         """After a failure the beat tries again, without being told."""

@@ -1,0 +1,83 @@
+"""Kinesis is gone for longer than memory lasts. Real processes, real time: some 30 seconds."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from local.pipeline import Pipeline
+from service.core.limits import MIB
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(150)]
+
+# 0.8 MB a second on shards that take four: half of what piles up is gone in a second, once all lanes are under way.
+RATE = 600
+GONE_SECONDS = 8
+MEMORY_LIMIT = 4 * MIB
+# What is read back at once may pass the limit: 1 MiB and a chunk, with the objects that hold the posts.
+OVERSHOOT = 2 * MIB
+RESIDENT_LIMIT = 200 * MIB
+
+
+@asynccontextmanager
+async def watched(running: Pipeline) -> AsyncIterator[list[dict[str, float]]]:
+    """Give a list that gets the daemon's metrics every tenth of a second."""
+    seen: list[dict[str, float]] = []
+
+    async def watch() -> None:
+        while True:
+            seen.append(await running.metrics())
+            await asyncio.sleep(0.1)
+
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(watch())
+        yield seen
+        task.cancel()
+
+
+async def delivered(running: Pipeline, posts: int) -> None:
+    """Wait until so many posts are delivered."""
+    async with asyncio.timeout(30):
+        while (await running.metrics())["posts_delivered_total"] < posts:
+            running.check()
+            await asyncio.sleep(0.1)
+
+
+async def caught_up(running: Pipeline) -> float:
+    """Wait until no more posts wait than half a second brings; return how many seconds that took."""
+    clock = asyncio.get_running_loop().time
+    start = clock()
+    async with asyncio.timeout(40):
+        while (await running.metrics())["posts_buffered"] > RATE / 2:
+            running.check()
+            await asyncio.sleep(0.1)
+    return clock() - start
+
+
+async def test_posts_wait_on_disk_while_kinesis_is_gone(tmp_path: Path) -> None:
+    """Memory keeps its limit, nothing is lost or late, and what waits is gone in less time than it took to pile up."""
+    clock = asyncio.get_running_loop().time
+    settings = {"MILLRACE_MEMORY_LIMIT": "4MiB"}
+    async with Pipeline(tmp_path, rate=RATE, settings=settings, table=False) as running:
+        await delivered(running, RATE)
+        async with watched(running) as seen:
+            start = clock()
+            await running.restart_kinesis(after=GONE_SECONDS)
+            gone = clock() - start
+            catching_up = await caught_up(running)
+        await running.stop_posts()
+        await running.settle()
+        metrics = await running.metrics()
+        result = await running.reconcile()
+
+    assert max(look["posts_buffered"] for look in seen) > RATE * GONE_SECONDS * 0.9
+    assert max(look["journal_bytes"] for look in seen) > MEMORY_LIMIT, "nothing had to wait on disk only"
+    assert MEMORY_LIMIT <= max(look["buffer_bytes"] for look in seen) < MEMORY_LIMIT + OVERSHOOT
+    assert max(look["process_resident_memory_bytes"] for look in seen) < RESIDENT_LIMIT
+    assert catching_up < gone
+    assert metrics["posts_dropped_total"] == 0
+    assert metrics["journal_bytes"] == 0
+    assert result.ok, result.summary()
+    assert result.sent == metrics["posts_received_total"] == metrics["posts_delivered_total"]
