@@ -6,6 +6,7 @@ Each writes to a log file of its own. A child says that it is ready with one lin
 
 import asyncio
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Mapping
@@ -13,6 +14,8 @@ from pathlib import Path
 
 READY_SECONDS = 30.0
 STOP_SECONDS = 20.0
+# With less than this on the disk a child cannot even say what is wrong.
+FULL_BYTES = 1 << 20
 
 
 class ProcessError(Exception):
@@ -114,6 +117,8 @@ class Process:
             return log.read().decode(errors="replace").splitlines()
 
     def last_words(self) -> str:
-        """The last line of its log."""
+        """The last line of its log, or why there may be none."""
+        if shutil.disk_usage(self.log.parent).free < FULL_BYTES:
+            return f"no room is left for {self.log.parent}: make some, or set TMPDIR to another disk"
         lines = [line for line in self.said() if line.strip()]
         return lines[-1] if lines else f"it said nothing: see {self.log}"

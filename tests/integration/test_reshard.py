@@ -67,7 +67,7 @@ async def operator(running: Pipeline) -> AsyncIterator[Operator]:
 
 @asynccontextmanager
 async def watched(running: Pipeline) -> AsyncIterator[list[float]]:
-    """Give a list of the moments at which more posts were delivered than at the look before, a tenth of a second ago."""
+    """Give a list of the moments at which more posts were delivered than a tenth of a second before."""
     rises: list[float] = []
 
     async def watch() -> None:

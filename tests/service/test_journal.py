@@ -1,6 +1,7 @@
 """The journal on a real disk; a disk that fails or stalls is played by a connection that does so on demand."""
 
 import asyncio
+import fcntl
 import gc
 import json
 import os
@@ -31,7 +32,7 @@ from hypothesis.stateful import (
 )
 
 from service.core.records import DropReason
-from service.journal import FILE_NAME, SWEEP_BEATS, WAITING_BYTES, Journal, JournalError
+from service.journal import FILE_NAME, LOCK_NAME, SWEEP_BEATS, WAITING_BYTES, Journal, JournalError
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -61,6 +62,7 @@ class Disk:
         self.gate = threading.Event()
         self.gate.set()
         self.commits = 0
+        self.connections = 0
         self.committed: Callable[[], object] = lambda: None
 
     def connect(self, path: Path, **options: Any) -> sqlite3.Connection:
@@ -78,6 +80,7 @@ class Disk:
                     disk.committed()
                 return cursor
 
+        self.connections += 1
         return sqlite3.connect(path, factory=Connection, **options)
 
 
@@ -171,6 +174,22 @@ class TestQueue:
             assert journal.bytes == 0
         assert not (tmp_path / f"{FILE_NAME}-wal").exists()
         assert (tmp_path / FILE_NAME).stat().st_size <= 256 << 10
+
+    @pytest.mark.parametrize("failing", [False, True])
+    async def test_nothing_stays_behind(self, tmp_path: Path, failing: bool) -> None:
+        """Of posts that were confirmed in several steps no row is left, which the next run could take for its own."""
+        disk = Disk()
+        async with opened(tmp_path, connect=disk.connect) as journal:
+            positions = take(journal, numbered(0, 3), in_memory=True)
+            await journal.flush()
+            for position in positions:
+                fails = failing and position != positions[-1]
+                disk.error = sqlite3.OperationalError("disk I/O error") if fails else None
+                journal.confirm([position])
+                await journal.flush()
+        database = sqlite3.connect(tmp_path / FILE_NAME)
+        assert database.execute("SELECT (SELECT count(*) FROM chunk), (SELECT count(*) FROM done)").fetchone() == (0, 0)
+        database.close()
 
     async def test_what_is_confirmed_at_once_is_never_written(self, tmp_path: Path) -> None:
         """Posts that are confirmed before their beat cost no transaction."""
@@ -344,6 +363,16 @@ class TestOpening:
                 await Journal.open(tmp_path, GIB, on_shed=Shed())
         finally:
             other.close()
+
+    async def test_who_has_no_lock_sets_nothing_aside(self, tmp_path: Path) -> None:
+        """A damaged file is left to the process that has the lock."""
+        garbage(tmp_path / FILE_NAME)
+        lock = os.open(tmp_path / LOCK_NAME, os.O_RDWR | os.O_CREAT)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(JournalError, match="in use by another process"):
+            await Journal.open(tmp_path, GIB, on_shed=Shed())
+        os.close(lock)
+        assert (tmp_path / FILE_NAME).read_bytes().startswith(b"no database")
 
     async def test_a_directory_that_cannot_be_is_refused(self, tmp_path: Path) -> None:
         """A path through a file is refused with one line that names the setting and the way out."""
@@ -528,6 +557,7 @@ class TestFailingDisk:
                 await journal.flush()
                 assert not journal.trouble
                 assert journal.keeps(first[1])
+        assert disk.connections == 1
         assert events(logs, "error") == ["journal_failed"]
         assert "MILLRACE_JOURNAL" in logs[0]["way_out"]
         assert events(logs, "info") == ["journal_works_again"]
