@@ -10,7 +10,7 @@ SQLite in WAL mode, in a thread of its own. The event loop never waits for it, a
   come back; younger confirmations may be lost, and those posts go out once more.
 * *The power fails*: the same, and the time of an fsync, because each write ends with one (synchronous=FULL); if the
   disk tells the truth about it. NORMAL would save only 0.2 microseconds a post, could lose all since the last
-  checkpoint, and its rarer but larger fsyncs would hold up a write for up to 200 ms.
+  checkpoint, and its rarer but larger fsyncs would hold up a write for longer: 60 to 200 ms, by the size of the WAL.
 * *Power fails and the file is torn all the same*: it is set aside, never deleted, and a new one is begun.
 
 **What it costs.** CPU of the whole process for a post of 1.1 KB, at 50,000 a second, with SQLite 3.40 on ext4: 0.5
@@ -26,8 +26,8 @@ Rules and traps:
   gaps.
 * One slow lane would pin whole chunks for the sake of single posts: such chunks are written anew without the rest.
 * All bookkeeping belongs to the event loop's thread. The other one gets a batch, and only reads it.
-* `secure_delete` is on in some builds of SQLite and doubles the cost: it fills what is deleted with zeros. What was
-  deleted may therefore be found in the file until its place is used again.
+* `secure_delete` is on in some builds of SQLite and adds two thirds to the cost: it fills what is deleted with zeros.
+  It is switched off, so what was deleted may be found in the file until its place is used again.
 * locking_mode=EXCLUSIVE keeps WAL's index in memory: no third file, and no SIGBUS when the disk is full.
 """
 
