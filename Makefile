@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test check lint format lock clean
+.PHONY: help setup setup-dev demo bench test format lock clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -31,6 +31,10 @@ $(VENV)/dev.stamp: requirements/dev.txt $(VENV)/python.stamp
 demo: setup ## the whole pipeline on this machine, then a reconciliation
 	@$(BIN)/python -m local demo
 
+# Each peer gets an environment of its own in .bench; POSTS=file.jsonl measures a recorded archive too.
+bench: setup ## the producer beside its peers, for some nine minutes; writes docs/performance.md
+	@$(BIN)/python -m bench $(if $(POSTS),--posts $(POSTS))
+
 test: setup-dev ## lint, types and all tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -50,4 +54,4 @@ lock: ## write requirements/*.txt anew from pyproject.toml
 	done
 
 clean: ## remove what the targets above made
-	rm -rf $(VENV) .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any, TypeVar
 
 import structlog
@@ -41,6 +41,8 @@ from service.stream import FILTERED_STREAM, SAMPLE_STREAM, Stream, TokenError, b
 PROGRESS_SECONDS = 10.0
 # From this part of its limit on the journal is as good as full.
 FULL = 0.95
+# For the last write to the journal.
+FLUSH_SECONDS = 2.0
 # How often it looks whether the journal and the memory are well.
 LOOK_SECONDS = 1.0
 
@@ -186,7 +188,10 @@ class Daemon:
         """See to the posts that have no outcome when all tasks have ended."""
         journal = self._journal
         if journal is not None:
-            await journal.flush()
+            # A disk that hangs must not keep the daemon from ending.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(FLUSH_SECONDS):
+                    await journal.flush()
         left = [post for outcome in self._producer.abandon() for post in outcome.posts]
         lost = [post for post in left if journal is None or not journal.keeps(post.position)]
         if lost:
