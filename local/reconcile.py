@@ -9,6 +9,8 @@ The ledgers and the table side by side: what X sent, what Kinesis holds, what is
 * The bytes in Kinesis must be the bytes that X wrote, by MD5.
 * Order is judged for each key, by the first copy of each post: Kinesis' order within a shard, a parent before its
   children after a reshard. Two shards that are not related have no order between them, so a key on both has none.
+* A copy outside its shard's range of hash keys (a record that was sent while the shard was split) says nothing about
+  order: consumers of the format leave it out, and it comes again on the right shard.
 * A second copy of a post in Kinesis is a repeat. It is no fault: delivery is at least once, and the table holds the
   post once, since its id is the table's key.
 * What was put aside for a reason that is known (a dead letter, the quarantine) is counted by that reason, not as lost.
@@ -38,11 +40,17 @@ class SentPost(NamedTuple):
 
 
 class ShardRecords(NamedTuple):
-    """A shard with all that it ever took, in order; `parents` are the shards that it was made from."""
+    """
+    A shard with all that it ever took, in order.
+
+    `parents` are the shards that it was made from; `first` and `last` are its hash keys.
+    """
 
     shard_id: str
     parents: tuple[str, ...]
     records: Sequence[bytes]
+    first: int = 0
+    last: int = 2**128 - 1
 
 
 @dataclass(frozen=True)
@@ -133,6 +141,7 @@ def reconcile(
             order[post.id] = number
     ancestors = _ancestors(shards)
     stored: set[str] = set()
+    judged: set[str] = set()
     aside = {post.md5: put_aside[post.md5] for post in posts.values() if post.md5 in put_aside}
     changed: dict[str, None] = {}
     unexpected: dict[str, None] = {}
@@ -153,10 +162,12 @@ def reconcile(
                 post = posts[post_id]
                 if digest != post.md5:
                     changed[post_id] = None
-                if post_id in stored:
-                    repeated += 1
-                    continue
+                repeated += post_id in stored
                 stored.add(post_id)
+                at = int.from_bytes(md5(post.key.encode(), usedforsecurity=False).digest())
+                if post_id in judged or not shard.first <= at <= shard.last:
+                    continue
+                judged.add(post_id)
                 number, where = newest.get(post.key, (-1, shard.shard_id))
                 related = where == shard.shard_id or where in ancestors[shard.shard_id]
                 if order[post_id] < number or not related:
@@ -240,7 +251,9 @@ async def fetch_shards(http: ClientSession, url: str, stream: str) -> list[Shard
             page = await ledger(shard=facts["shard"], offset=offset)
             records += [base64.b64decode(record["data"]) for record in page["records"]]
             offset = page["next"]
-        shards.append(ShardRecords(str(facts["shard"]), tuple(map(str, facts["parents"])), records))
+        parents = tuple(map(str, facts["parents"]))
+        first, last = int(facts["starting_hash_key"]), int(facts["ending_hash_key"])
+        shards.append(ShardRecords(str(facts["shard"]), parents, records, first, last))
     return shards
 
 

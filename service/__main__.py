@@ -135,6 +135,10 @@ def _letters(settings: Settings, reasons: list[str]) -> int:
     try:
         for line in DeadLetters(settings.journal, time.time).read(reasons):
             sys.stdout.buffer.write(line + b"\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever reads has had enough. Nothing is to be said on the way out either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         print(f"MILLRACE_JOURNAL: the dead letters cannot be read: {error}", file=sys.stderr)
         return 1

@@ -11,8 +11,9 @@ bytes, never the daemon: the counters have counted the post already.
 import base64
 from collections.abc import Callable, Collection, Iterator
 from datetime import UTC, datetime
+from os import SEEK_END
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
 import structlog
@@ -50,7 +51,12 @@ class DeadLetters:
         for path in (self._path.with_suffix(".1.jsonl"), self._path):
             if path.exists():
                 with path.open("rb") as file:
-                    for letter in map(orjson.loads, file):
+                    for text in file:
+                        try:
+                            letter = orjson.loads(text)
+                        except orjson.JSONDecodeError:
+                            log.warning("dead_letter_torn", path=str(path), bytes=len(text))
+                            continue
                         if not reasons or letter["reason"] in reasons:
                             yield letter["line"].encode() if "line" in letter else base64.b64decode(letter["base64"])
 
@@ -68,7 +74,10 @@ class DeadLetters:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             if self._path.exists() and self._path.stat().st_size > FILE_BYTES:
                 self._path.replace(self._path.with_suffix(".1.jsonl"))
-            with self._path.open("ab") as file:
+            with self._path.open("a+b") as file:
+                # A disk that was full may have taken half a letter; this one must not become its other half.
+                if file.tell() and not _ends_a_line(file):
+                    file.write(b"\n")
                 file.write(orjson.dumps(letter, option=orjson.OPT_APPEND_NEWLINE))
         except OSError as error:
             log.warning(
@@ -78,3 +87,8 @@ class DeadLetters:
                 error=error.strerror,
                 way_out="make room on the disk, or point MILLRACE_JOURNAL to a directory that can be written",
             )
+
+
+def _ends_a_line(file: BinaryIO) -> bool:
+    file.seek(-1, SEEK_END)
+    return file.read(1) == b"\n"

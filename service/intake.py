@@ -23,6 +23,8 @@ from service.core.records import DropReason, Outcome, Post
 READ_BYTES = MIB
 # X's ids count milliseconds from this moment, in seconds since 1970, above 22 bits of other things.
 SNOWFLAKE_EPOCH = 1288834974.657
+# They have 64 bits; what is longer is the id of something else.
+SNOWFLAKE_DIGITS = 19
 
 log = structlog.get_logger()
 
@@ -129,7 +131,7 @@ class Intake:
         await self._sender.room()
 
     async def feed(self) -> None:
-        """Read back what waits on disk, whenever there is room. Runs until cancelled."""
+        """Read back what waits on disk, whenever there is room. Runs until cancelled, or at once without a journal."""
         journal = self._journal
         while journal is not None:
             await self._waiting.wait()
@@ -176,5 +178,5 @@ class Intake:
         self._waiting.set()
 
     def _note_lag(self, post_id: str, posts: int) -> None:
-        if post_id.isdecimal():
+        if post_id.isdecimal() and len(post_id) <= SNOWFLAKE_DIGITS:
             self._observer.lag(time.time() - ((int(post_id) >> 22) / 1000 + SNOWFLAKE_EPOCH), posts)

@@ -127,7 +127,8 @@ class Metrics:
 
         self._delivery = Histogram(
             "millrace_post_delivery_seconds",
-            "From the arrival of a post to its confirmation; all posts of a record count as its oldest.",
+            "From the arrival of a post to its confirmation; all posts of a record count as its oldest, and those that"
+            " waited on disk from when they were read back.",
             _DELIVERY_BUCKETS,
         )
         self._lag = Histogram(

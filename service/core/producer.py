@@ -51,6 +51,8 @@ POST_OVERHEAD_BYTES = 400
 # Requests under way: where the window starts, and the most that the connections of the shell serve.
 FIRST_WINDOW = 8
 LARGEST_WINDOW = 48
+# After an outage all lanes come back within this time, in seconds.
+RETURN_SECONDS = 0.5
 # Lanes that became due within this part of the linger go together in one request.
 LINGER_STEPS = 5
 # A record that strays again and again under one map is on a stream that does not follow keys: it counts as delivered.
@@ -123,6 +125,7 @@ class Producer:
         self._in_flight: dict[int, list[Lane]] = {}
         self._window = float(FIRST_WINDOW)
         self._window_full = False
+        self._unanswered = False
         self._posts = 0
         self._bytes = 0
         self._closing = False
@@ -240,7 +243,7 @@ class Producer:
 
         Returns: the outcomes of this moment.
         """
-        self._note_success()
+        self._note_success(now)
         outcomes: list[Outcome] = []
         for lane, record, result in zip(self._in_flight.pop(request.number), request.records, results, strict=True):
             if result.sequence_number is not None:
@@ -261,6 +264,7 @@ class Producer:
         """Take the news that a whole request failed. Returns: the outcomes of this moment."""
         if failure.kind is not FailureKind.REFUSED:
             self._window = max(1.0, self._window / 2)
+            self._unanswered = True
         outcomes = []
         for lane, record in zip(self._in_flight.pop(request.number), request.records, strict=True):
             match failure.kind:
@@ -459,9 +463,16 @@ class Producer:
         self._bytes -= sum([len(post.line) for post in posts]) + len(posts) * POST_OVERHEAD_BYTES
         return Outcome(posts, reason, record.attempts, record.perhaps_stored, message)
 
-    def _note_success(self) -> None:
+    def _note_success(self, now: float) -> None:
         if self._window_full:
             self._window = min(LARGEST_WINDOW, self._window + 1 / int(self._window))
+        if self._unanswered:
+            # Kinesis is back. Who still waits for it, for seconds perhaps, need not.
+            self._unanswered = False
+            for lane in self._lanes:
+                if lane.state is State.BACKING_OFF and lane.ready_at > now + RETURN_SECONDS:
+                    lane.ready_at = now + self.rng.uniform(0, RETURN_SECONDS)
+                    self._look_at(lane, lane.ready_at)
 
     # Resharding
 

@@ -156,7 +156,9 @@ async def test_splits_and_merges_under_load(tmp_path: Path) -> None:
     assert reading.result.repeated == 0
     # A lane stops at the first record that strays, so there is one for each shard that was split.
     assert 1 <= len(reading.dropped) <= SPLITS
-    assert result.repeated == metrics["posts_perhaps_repeated_total"] == sum(reading.dropped)
+    assert result.repeated == sum(reading.dropped)
+    # Newer posts may join those that go again, and the daemon tells of whole records.
+    assert metrics["posts_perhaps_repeated_total"] >= result.repeated
     assert metrics["order_violations_total"] == 0
     assert not metrics["posts_dropped_total"]
     assert refused == {}

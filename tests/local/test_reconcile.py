@@ -236,6 +236,17 @@ def test_summary() -> None:
     ]
 
 
+def test_a_copy_on_the_wrong_shard_says_nothing_about_order() -> None:
+    """A record that was sent while its shard was split has copies on both children."""
+    one, two = (SentPost(post_id, "1", md5(line(post_id)).hexdigest()) for post_id in ("1", "4"))
+    middle = 1 << 127  # the MD5 of the key lies above it
+    left = ShardRecords("1", ("0",), raw(1), 0, middle - 1)
+    right = ShardRecords("2", ("0",), raw(1, 4), middle)
+    result = compare(ShardRecords("0", (), []), left, right, rows=[one, two], table=["1", "4"])
+    assert result.ok
+    assert result.repeated == 1
+
+
 class TestFetch:
     async def test_sent(self) -> None:
         """The ledger of the X stand-in comes with each post's state."""
@@ -259,8 +270,8 @@ class TestFetch:
             stream.put([Entry(b"last", "key", "0")], now)
             assert await fetch_shards(http, kinesis.url, "posts") == [
                 ShardRecords("0", (), lines),
-                ShardRecords("1", ("0",), [b"last"]),
-                ShardRecords("2", ("0",), []),
+                ShardRecords("1", ("0",), [b"last"], 0, (1 << 127) - 1),
+                ShardRecords("2", ("0",), [], 1 << 127),
             ]
 
     async def test_trimmed(self) -> None:

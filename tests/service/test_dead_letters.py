@@ -134,3 +134,15 @@ def test_a_file_that_cannot_be_read_raises(tmp_path: Path) -> None:
     (tmp_path / FILE_NAME).mkdir()
     with pytest.raises(OSError, match=FILE_NAME):
         list(letters(tmp_path).read())
+
+
+def test_half_a_letter_harms_no_other(tmp_path: Path) -> None:
+    """What a full disk cut off spoils neither the next letter nor the reading of all others."""
+    kept = letters(tmp_path)
+    kept.add(b"one", DropReason.REFUSED)
+    with (tmp_path / FILE_NAME).open("ab") as file:
+        file.write(b'{"time": "2023-11-')
+    kept.add(b"two", DropReason.REFUSED)
+    with capture_logs() as events:
+        assert list(kept.read()) == [b"one", b"two"]
+    assert [event["event"] for event in events] == ["dead_letter_torn"]
