@@ -337,5 +337,6 @@ def test_a_run_of_the_real_daemon(tmp_path: Path) -> None:
     assert 1 < run.cpu < 5000
     assert 0 < run.start < 20
     assert 100 < run.rate < 3500
-    assert 20 << 20 < run.peak < 300 << 20
+    # No upper bound: a child's peak begins at that of its parent, which is all of the tests here.
+    assert run.peak > 20 << 20
     assert 10 < run.findings.latency["50"] < 2000
