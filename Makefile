@@ -50,7 +50,7 @@ lock: ## write requirements/*.txt anew from pyproject.toml
 	for set in daemon demo dev; do \
 	  group=$$( [ $$set = daemon ] || echo "--group $$set" ); \
 	  uv pip compile pyproject.toml $$group --universal --python-version 3.11 --upgrade --generate-hashes \
-	    --no-annotate --no-header --quiet -o requirements/$$set.txt; \
+	    --no-strip-extras --no-annotate --no-header --quiet -o requirements/$$set.txt; \
 	done
 
 clean: ## remove what the targets above made
