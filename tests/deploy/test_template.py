@@ -56,6 +56,8 @@ CHANGES: list[tuple[str, str | int, dict[str, Any]]] = [
         },
     ),
     ("TimeShards", 16, {"DDBEventProcessor.Environment.Variables.TIME_SHARDS": 16}),
+    ("IdPointer", "/event/id", {"DDBEventProcessor.Environment.Variables.ID_POINTER": "/event/id"}),
+    ("TimePointer", "/event/time", {"DDBEventProcessor.Environment.Variables.TIME_POINTER": "/event/time"}),
     (
         "PointInTimeRecovery",
         "true",
@@ -313,7 +315,7 @@ class TestStream:
 
 class TestTable:
     def test_keys_and_indexes_answer_the_queries(self) -> None:
-        """By id, by author and by time; each index shows a readable line and no more, since each is paid again."""
+        """By id, by author and by time; an index has what questions filter by and no text: each is paid again."""
         table = render()["EventDataTable"]
         assert table["KeySchema"] == [{"AttributeName": "Id", "KeyType": "HASH"}]
         assert {index["IndexName"]: index["KeySchema"] for index in table["GlobalSecondaryIndexes"]} == {
@@ -329,7 +331,7 @@ class TestTable:
         for index in table["GlobalSecondaryIndexes"]:
             assert index["Projection"] == {
                 "ProjectionType": "INCLUDE",
-                "NonKeyAttributes": ["Username", "Timestamp", "Message"],
+                "NonKeyAttributes": ["Username", "Timestamp", "RuleTags", "ExpiresAt"],
             }
 
     def test_table_is_billed_by_use_encrypted_and_forgets(self) -> None:
@@ -373,6 +375,7 @@ class TestPermissions:
         stream, logs = "${EventStream.Arn}", "${DDBEventProcessorLogs.Arn}"
         assert allowed("DDBEventProcessorPolicy") == {
             # The handler.
+            ("dynamodb:BatchGetItem", "${EventDataTable.Arn}"),
             ("dynamodb:BatchWriteItem", "${EventDataTable.Arn}"),
             ("s3:PutObject", "${FailureBucket.Arn}/*"),
             # The event source mapping.

@@ -93,6 +93,8 @@ def test_function_runs_with_the_names_of_its_stack() -> None:
         "QUARANTINE": "s3://mill-failurebucket/quarantine",
         "TTL_DAYS": "7",
         "TIME_SHARDS": "4",
+        "ID_POINTER": "",
+        "TIME_POINTER": "",
     }
 
 

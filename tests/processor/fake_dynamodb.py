@@ -136,7 +136,7 @@ def served_by_moto(table: str = TABLE) -> Iterator[dict[str, str]]:
         "aws_secret_access_key": "local",
         "endpoint_url": f"http://{host}:{port}",
     }
-    projection = {"ProjectionType": "INCLUDE", "NonKeyAttributes": ["Username", "Timestamp", "Message"]}
+    projection = {"ProjectionType": "INCLUDE", "NonKeyAttributes": ["Username", "Timestamp", "RuleTags", "ExpiresAt"]}
     range_key = {"AttributeName": "SortId", "KeyType": "RANGE"}
     client = connect_reader(**location)
     client.create_table(
