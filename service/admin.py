@@ -55,6 +55,11 @@ class Health:
         """Whether all conditions are met."""
         return all(ok for ok, _, _ in self._checks.values())
 
+    @property
+    def checks(self) -> dict[str, bool]:
+        """Each condition, and whether it is met."""
+        return {name: ok for name, (ok, _, _) in self._checks.items()}
+
     def report(self) -> dict[str, object]:
         """Give all conditions with their reasons, as `/readyz` shows them."""
         checks = {

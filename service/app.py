@@ -31,7 +31,7 @@ from service.dead_letters import DeadLetters
 from service.intake import Intake
 from service.journal import Journal, JournalError
 from service.kinesis import Kinesis, KinesisError
-from service.metrics import Buffer, Metrics, new_registry
+from service.metrics import Buffer, Inside, Metrics, new_registry
 from service.rules import Rules, RulesError, RulesUnavailableError
 from service.sender import Sender
 from service.stdin import Stdin
@@ -103,7 +103,9 @@ class Daemon:
             compress=settings.compression == "zstd",
             rng=self._rng,
         )
+        self._metrics.limits(settings.memory_limit, settings.journal_limit if settings.journal else 0)
         self._metrics.read_buffer_with(self._buffer)
+        self._metrics.read_inside_with(self._inside)
         self._admin = Admin(settings.http_host, settings.http_port, registry, self._health, self._status)
         self._totals = {"delivered": 0, "dropped": 0}
 
@@ -268,7 +270,11 @@ class Daemon:
         journal = self._journal
         if journal is None:
             return Buffer(inside.posts, inside.bytes)
-        return Buffer(inside.posts + journal.backlog, inside.bytes, journal.bytes)
+        return Buffer(inside.posts + journal.backlog, inside.bytes, journal.bytes, journal.backlog)
+
+    def _inside(self) -> Inside:
+        now = asyncio.get_running_loop().time()
+        return Inside(self._producer.statistics(), self._producer.shards(now), self._health.checks)
 
     def _status(self) -> Mapping[str, Any]:
         return {
@@ -281,8 +287,11 @@ class Daemon:
 
     async def _watch(self) -> None:
         looks = 0
+        now = asyncio.get_running_loop().time
         while True:
+            due = now() + LOOK_SECONDS
             await asyncio.sleep(LOOK_SECONDS)
+            self._metrics.loop_delay(now() - due)
             self._look()
             looks += 1
             if looks % (PROGRESS_SECONDS // LOOK_SECONDS) == 0:

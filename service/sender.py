@@ -49,7 +49,9 @@ class Sink(Protocol):
 class Observer(Protocol):
     """What the sender tells the metrics."""
 
-    def request_done(self, request: PutRequest, seconds: float, outcome: str) -> None:
+    def request_done(
+        self, request: PutRequest, seconds: float, answer: Sequence[RecordResult] | RequestFailure
+    ) -> None:
         """Count a request that ended."""
 
     def record_results(self, delivered: int, throttled: int, failed: int) -> None:
@@ -169,9 +171,9 @@ class Sender:
         started = self._now
         answer = await self._sink.put(request.records)
         now = self._now
+        self._observer.request_done(request, now - started, answer)
         if isinstance(answer, RequestFailure):
             outcomes = self._producer.on_failure(request, answer, now)
-            self._observer.request_done(request, now - started, answer.kind.value)
             self._on_sink(False, answer.message)
             log.warning("put_failed", code=answer.code, reason=answer.message, records=len(request.records))
         else:
@@ -186,7 +188,6 @@ class Sender:
         throttled = self._producer.take_throttled()
         delivered = sum(result.error_code is None for result in results)
         failed = len(results) - delivered - len(throttled)
-        self._observer.request_done(request, seconds, "ok" if delivered == len(results) else "partial")
         self._observer.record_results(delivered, len(throttled), failed)
         for shard_id in throttled:
             self._observer.throttled(shard_id)

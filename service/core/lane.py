@@ -102,6 +102,11 @@ class Lane:
         waiting = sum(len(batch.posts) for batch in self.batches)
         return f"<Lane {self.slice.name} {self.state.value}, {waiting} posts waiting, {self.failures} failures>"
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether any post is in it."""
+        return self.head is not None or bool(self.batches)
+
     def move(self, event: Event) -> None:
         """Follow the table; an accepted or final head leaves the lane."""
         self.state = MOVES[self.state, event]

@@ -30,6 +30,8 @@ HASH_KEYS = 1 << 128
 
 # Billing: a PUT payload unit is 25 KB of a record (25,600 bytes), begun ones count whole.
 PAYLOAD_UNIT_BYTES = 25 * KIB
+# Billing of on-demand streams: ingested bytes, each record rounded up to 1 KB (Kinesis Data Streams pricing page).
+ON_DEMAND_UNIT_BYTES = KIB
 
 # X closes a line with CR LF and states no length. Long posts with expansions reach 300 KB and articles more
 # (measured sizes: 75 to 300 KB for a post of 25,000 characters), so this is a bound on harm, not an expectation.

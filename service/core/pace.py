@@ -41,6 +41,10 @@ class Pace:
         # Less than a microsecond is the rounding of the sum above, not a debt.
         return now + debt if debt > 1e-6 else now
 
+    def share_at(self, now: float) -> float:
+        """The share of the shard's limits that may be used by now; unlike the others it changes nothing."""
+        return min(1.0, self.share + INCREASE * max(0.0, now - self._refilled_at))
+
     def take(self, size: int, now: float) -> None:
         """Count a record of `size` bytes that is sent now."""
         self._refill(now)

@@ -74,6 +74,25 @@ class Statistics(NamedTuple):
     window: int
 
 
+class ShardState(NamedTuple):
+    """
+    How one shard is, for metrics and the operator.
+
+    Attributes:
+        shard_id: its name; "any" for all of a stream that ignores keys.
+        share: of the shard's limits, what may be used now: 0 to 1.
+        backing_off: lanes whose record failed and waits to be sent again.
+        records: waiting to be sent, those included that still grow and those that are sent again.
+        oldest_seconds: since when its oldest post waits; 0 if none does.
+    """
+
+    shard_id: str
+    share: float
+    backing_off: int
+    records: int
+    oldest_seconds: float
+
+
 class Producer:
     """
     See the module's text.
@@ -157,6 +176,26 @@ class Producer:
             requests_in_flight=len(self._in_flight),
             window=int(self._window),
         )
+
+    def shards(self, now: float) -> list[ShardState]:
+        """Tell how each shard is, in the order of their hash keys."""
+        by_shard: dict[str, list[Lane]] = {}
+        for lane in self._lanes:
+            by_shard.setdefault(lane.slice.shard_id or "any", []).append(lane)
+        states = []
+        for shard_id, lanes in by_shard.items():
+            firsts = [lane.head.posts[0] if lane.head else lane.batches[0].posts[0] for lane in lanes if lane.is_busy]
+            backing_off = sum(lane.state is State.BACKING_OFF for lane in lanes)
+            states.append(
+                ShardState(
+                    shard_id=shard_id,
+                    share=min(self._pace(lane).share_at(now) for lane in lanes),
+                    backing_off=backing_off,
+                    records=sum(len(lane.batches) for lane in lanes) + backing_off,
+                    oldest_seconds=max((now - post.received_at for post in firsts), default=0.0),
+                )
+            )
+        return states
 
     def take_throttled(self) -> list[str]:
         """Name the shards of the records that were throttled since the last call, one entry a record."""

@@ -4,8 +4,20 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.core.records import DropReason, FailureKind, KinesisRecord, Outcome, Post, PutRequest, SealReason
-from service.metrics import Buffer, Histogram, Metrics, new_registry
+from service.core.producer import ShardState, Statistics
+from service.core.reconnect import Reason
+from service.core.records import (
+    DropReason,
+    FailureKind,
+    KinesisRecord,
+    Outcome,
+    Post,
+    PutRequest,
+    RecordResult,
+    RequestFailure,
+    SealReason,
+)
+from service.metrics import Buffer, Inside, Metrics, new_registry
 
 # Dashboards and alerts rely on these names; the parser gives counters without their _total.
 FAMILIES = {
@@ -34,6 +46,12 @@ FAMILIES = {
     "put_bytes",
     "put_payload_units",
     "stream_keep_alives",
+    *("billed_payload_units", "billed_bytes", "put_record_retries", "put_errors", "put_request_records"),
+    *("put_request_bytes", "shard_records", "shard_bytes", "shard_pace_ratio", "shard_records_waiting"),
+    *("shard_oldest_post_seconds", "posts_on_disk", "buffer_limit_bytes", "journal_limit_bytes", "loop_delay_seconds"),
+    *("stream_retry_timestamp_seconds", "stream_signal_timestamp_seconds", "posts_received_timestamp_seconds"),
+    *("posts_delivered_timestamp_seconds", "lanes", "lanes_in_flight", "lanes_backing_off", "ready"),
+    *("put_requests_in_flight", "put_requests_window"),
 }
 
 
@@ -113,8 +131,9 @@ def request(sizes: Iterable[int]) -> PutRequest:
 class TestExposition:
     def test_every_family(self, registry: CollectorRegistry, metrics: Metrics) -> None:
         """Each family has help and a type, only counters end in _total, and there are no series of birth times."""
-        metrics.disconnected("stall", "", 0.0, True)
-        metrics.throttled("shardId-000000000000")
+        shards = [ShardState("shardId-000000000000", 1.0, 0, 0, 0.0)]
+        metrics.shards(["shardId-000000000000"])
+        metrics.read_inside_with(lambda: Inside(Statistics(0, 0, 1, 0, 0, 0, 8), shards, {"stream": True}))
         families = list(text_string_to_metric_families(generate_latest(registry).decode()))
         ours = [family for family in families if family.name.startswith("millrace_")]
         assert {family.name.removeprefix("millrace_") for family in ours} == FAMILIES
@@ -133,6 +152,7 @@ class TestExposition:
         kinds = {kind.value for kind in FailureKind}
         assert scraper.labels("put_requests_total", "outcome") == {"ok", "partial"} | kinds
         assert scraper.labels("put_records_total", "outcome") == {"delivered", "throttled", "failed"}
+        assert scraper.labels("stream_reconnects_total", "reason") == set(Reason)
         assert {value for (name, _), value in scraper().items() if name.endswith("_total")} >= {0.0}
 
     def test_build(self, scraper: Scraper) -> None:
@@ -246,7 +266,7 @@ class TestSource:
         clock.now = 110
         metrics.connected()
         clock.now = 120
-        metrics.disconnected("closed", "", 0.0, True)
+        metrics.disconnected("cut", "", 0.0, True)
         clock.now = 123
         assert scraper.value("stream_gap_seconds_total") == 3
         metrics.disconnected("refused", "", 5.0, True)
@@ -258,18 +278,70 @@ class TestSource:
         clock.now = 201
         assert scraper.value("stream_gap_seconds_total") == 9
 
+    def test_moments(self, registry: CollectorRegistry) -> None:
+        """When something last came, and when the next try is due, are moments, so that an alert can tell their age."""
+        wall = Clock()
+        metrics = Metrics(registry, wall, wall)
+        scraper = Scraper(registry)
+        names = ("posts_received", "posts_delivered", "stream_signal", "stream_retry")
+
+        def moments() -> list[float]:
+            return [scraper.value(f"{name}_timestamp_seconds") for name in names]
+
+        assert moments() == [0, 0, 0, 0]
+        metrics.connected()
+        wall.now = 110
+        metrics.received(1, 10)
+        wall.now = 111
+        metrics.outcomes([Outcome(posts(1))], 1.0)
+        wall.now = 120
+        metrics.keep_alive()
+        assert moments() == [110, 111, 120, 0]
+        metrics.disconnected("stall", "", 7.0, True)
+        assert moments() == [110, 111, 120, 127]
+        metrics.connected()
+        assert moments() == [110, 111, 120, 0]
+
 
 class TestSink:
     def test_requests(self, metrics: Metrics, scraper: Scraper) -> None:
         """A request is counted with its outcome, its duration, its bytes and the units that it would be billed."""
-        metrics.request_done(request([100, 25_600, 25_601]), 0.03, "partial")
-        metrics.request_done(request([50]), 0.01, "unknown")
+        answer = [RecordResult("a", "1"), RecordResult(error_code="InternalFailure"), RecordResult("b", "2")]
+        metrics.request_done(request([100, 25_600, 25_601]), 0.03, answer)
+        metrics.request_done(request([50]), 0.01, RequestFailure(FailureKind.UNKNOWN, "500", "it failed"))
         assert scraper.value("put_requests_total", outcome="partial") == 1
         assert scraper.value("put_requests_total", outcome="unknown") == 1
         assert scraper.value("put_bytes_total") == 51_351
         assert scraper.value("put_payload_units_total") == 1 + 1 + 2 + 1
         assert scraper.value("put_seconds_count") == 2
         assert scraper.value("put_seconds_bucket", le="0.01") == 1
+        assert scraper.value("put_request_records_sum") == 4
+        assert scraper.value("put_request_bytes_sum") == 51_351
+        assert scraper.value("put_errors_total", code="InternalFailure") == 1
+        assert scraper.value("put_errors_total", code="500") == 1
+
+    def test_bill(self, metrics: Metrics, scraper: Scraper) -> None:
+        """Only records that Kinesis took are billed: by begun units of 25 KB, or by begun kilobytes."""
+        answer = [RecordResult("a", "1"), RecordResult(error_code="InternalFailure"), RecordResult("b", "2")]
+        metrics.request_done(request([100, 25_600, 25_601]), 0.03, answer)
+        assert scraper.value("billed_payload_units_total") == 1 + 2
+        assert scraper.value("billed_bytes_total") == 1024 + 26 * 1024
+        assert scraper.value("shard_records_total", shard="b") == 1
+        assert scraper.value("shard_bytes_total", shard="b") == 25_601
+
+    def test_retries(self, metrics: Metrics, scraper: Scraper) -> None:
+        """Records that had been sent before are counted apart."""
+        again = request([10, 10, 10])
+        again.records[1].attempts = 2
+        metrics.request_done(again, 0.01, [RecordResult("a", "1")] * 3)
+        assert scraper.value("put_record_retries_total") == 1
+
+    def test_codes_without_end(self, metrics: Metrics, scraper: Scraper) -> None:
+        """Whoever invents error codes does not fill Prometheus with series: beyond 40 they are one."""
+        for number in range(100):
+            metrics.request_done(request([1]), 0.01, RequestFailure(FailureKind.DENIED, str(number), ""))
+        assert len(scraper.labels("put_errors_total", "code")) == 41
+        assert scraper.value("put_errors_total", code="other") == 62
 
     def test_records(self, metrics: Metrics, scraper: Scraper) -> None:
         """Answers for records are counted by what they said."""
@@ -293,22 +365,35 @@ class TestSink:
         metrics.throttled("late")
         assert scraper.labels("shard_throttles_total", "shard") == {"a", "b", "late"}
         metrics.shards(["a", "c"])
-        assert scraper.labels("shard_throttles_total", "shard") == {"a", "c"}
+        for name in ("shard_throttles_total", "shard_records_total", "shard_bytes_total"):
+            assert scraper.labels(name, "shard") == {"a", "c"}
         assert scraper.value("shard_throttles_total", shard="a") == 1
 
 
-class TestHistogram:
-    def test_edges(self) -> None:
-        """A bound belongs to its own bucket; what is above all of them is in the last."""
-        histogram = Histogram("h", "Help.", (1, 2))
-        for value in (1.0, 1.5, 2.0, 3.0):
-            histogram.observe(value)
-        buckets = [(sample.labels["le"], sample.value) for sample in histogram.collect().samples[:3]]
-        assert buckets == [("1.0", 1), ("2.0", 3), ("+Inf", 4)]
+class TestInside:
+    def test_looked_up(self, metrics: Metrics, scraper: Scraper) -> None:
+        """Lanes, shards and readiness are asked for at the scrape; before anybody answers, they have no series."""
+        assert "lanes" not in {name for name, _ in scraper()}
+        producer = Statistics(7, 700, 2, 1, 1, 1, 8)
+        shards = [ShardState("a", 0.7, 1, 3, 2.5), ShardState("b", 1.0, 0, 0, 0.0)]
+        metrics.read_inside_with(lambda: Inside(producer, shards, {"stream": True, "kinesis": False}))
+        assert [scraper.value(f"lanes{name}") for name in ("", "_in_flight", "_backing_off")] == [2, 1, 1]
+        assert (scraper.value("put_requests_in_flight"), scraper.value("put_requests_window")) == (1, 8)
+        assert (scraper.value("ready", check="stream"), scraper.value("ready", check="kinesis")) == (1, 0)
+        assert scraper.value("shard_pace_ratio", shard="a") == 0.7
+        assert scraper.value("shard_records_waiting", shard="a") == 3
+        assert scraper.value("shard_oldest_post_seconds", shard="a") == 2.5
 
-    def test_below_nothing(self) -> None:
-        """A negative duration, from clocks that disagree, counts as zero and keeps the sum from falling."""
-        histogram = Histogram("h", "Help.", (1, 2))
-        histogram.observe(-5.0, 3)
-        values = {sample.name: sample.value for sample in histogram.collect().samples[3:]}
-        assert values == {"h_count": 3, "h_sum": 0}
+    def test_limits(self, metrics: Metrics, scraper: Scraper) -> None:
+        """What the buffer may take stands beside what it takes."""
+        metrics.limits(1000, 5000)
+        metrics.read_buffer_with(lambda: Buffer(9, 500, 700, 4))
+        assert (scraper.value("buffer_bytes"), scraper.value("buffer_limit_bytes")) == (500, 1000)
+        assert (scraper.value("journal_bytes"), scraper.value("journal_limit_bytes")) == (700, 5000)
+        assert scraper.value("posts_on_disk") == 4
+
+    def test_loop(self, metrics: Metrics, scraper: Scraper) -> None:
+        """How late the loop's timers come is a histogram."""
+        metrics.loop_delay(0.2)
+        assert scraper.value("loop_delay_seconds_bucket", le="0.1") == 0
+        assert scraper.value("loop_delay_seconds_bucket", le="0.25") == 1

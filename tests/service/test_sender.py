@@ -106,7 +106,13 @@ class Observer:
         self.seals: list[SealReason] = []
         self.violations = 0
 
-    def request_done(self, request: PutRequest, seconds: float, outcome: str) -> None:
+    def request_done(
+        self, request: PutRequest, seconds: float, answer: Sequence[RecordResult] | RequestFailure
+    ) -> None:
+        if isinstance(answer, RequestFailure):
+            outcome = answer.kind.value
+        else:
+            outcome = "partial" if any(result.error_code for result in answer) else "ok"
         self.requests.append((len(request.records), round(seconds, 6), outcome))
 
     def record_results(self, delivered: int, throttled: int, failed: int) -> None:

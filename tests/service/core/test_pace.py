@@ -112,3 +112,13 @@ def test_the_time_that_was_named_is_late_enough(start: float) -> None:
             pace.throttled(now)
         now = pace.ready_at(now)
         assert now == pace.ready_at(now)
+
+
+def test_the_share_can_be_asked_for() -> None:
+    """It is what it has grown to by now, and asking changes nothing."""
+    pace = Pace(0.0)
+    pace.throttled(0.0)
+    assert pace.share_at(0.0) == DECREASE
+    assert pace.share_at(2.0) == pytest.approx(DECREASE + 2 * INCREASE)
+    assert pace.share_at(100.0) == 1.0
+    assert pace.share == DECREASE

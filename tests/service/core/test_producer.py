@@ -25,7 +25,8 @@ from service.core.limits import (
     RECORDS_PER_REQUEST,
     REQUEST_BYTES,
 )
-from service.core.producer import LARGEST_WINDOW, POST_OVERHEAD_BYTES, Producer, Statistics
+from service.core.pace import DECREASE
+from service.core.producer import LARGEST_WINDOW, POST_OVERHEAD_BYTES, Producer, ShardState, Statistics
 from service.core.records import (
     DropReason,
     FailureKind,
@@ -516,6 +517,25 @@ class TestTheDoor:
             window=8,
         )
         assert expected == rig.producer.statistics()
+
+    def test_shards_tell_how_they_are(self) -> None:
+        """What waits, since when, and how much of its limits each may use after its throttles."""
+        rig = Rig(count=3, linger=0.0)
+        rig.producer.offer([rig.post(key(0, 3)), rig.post(key(1, 3))], 0.0)
+        rig.producer.on_response(rig.only_request(0.0), [FAILED, THROTTLED], 1.0)
+        rig.producer.offer([rig.post(key(1, 3))], 1.0)
+        first, second, third = rig.producer.shards(1.0)
+        assert first == ShardState("shardId-000000000000", 1.0, 1, 1, 1.0)
+        assert second == ShardState("shardId-000000000001", DECREASE, 1, 2, 1.0)
+        assert third == ShardState("shardId-000000000002", 1.0, 0, 0, 0.0)
+        assert rig.producer.shards(100.0)[1].share == 1.0
+
+    def test_a_stream_that_ignores_keys_is_one(self) -> None:
+        """Its records go anywhere, so that nothing can be told of one shard."""
+        rig = Rig(count=3)
+        rig.producer.on_shards(rig.model.open, 0.0, ignores_keys=True)
+        rig.producer.offer([rig.post(key(0, 3)), rig.post(key(2, 3))], 0.0)
+        assert rig.producer.shards(2.0) == [ShardState("any", 1.0, 0, 2, 2.0)]
 
 
 class TestTrouble:
