@@ -94,7 +94,6 @@ _PRAGMAS = (
     "journal_mode = WAL",
     "synchronous = FULL",
     "secure_delete = OFF",
-    "temp_store = MEMORY",
     f"cache_size = {-4 * MIB // KIB}",
     f"wal_autocheckpoint = {32 * MIB // _PAGE_BYTES}",
     f"journal_size_limit = {48 * MIB}",
@@ -667,6 +666,8 @@ class _File:
             )
             # Before the first look at the file, and nothing is changed before it is known to be a journal.
             database.execute("PRAGMA locking_mode = EXCLUSIVE")
+            # Even a new file's tables want room for temporary data, and a read-only root has none.
+            database.execute("PRAGMA temp_store = MEMORY")
             _check(database)
             for pragma in _PRAGMAS:
                 database.execute(f"PRAGMA {pragma}").fetchall()

@@ -1,0 +1,103 @@
+"""The compose file as a newcomer starts it: posts flow, and stopping or killing the daemon loses none."""
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.container.stack import SERVICES, Stack, docker, inspect, moment, wait_for
+
+pytestmark = [pytest.mark.integration, pytest.mark.container, pytest.mark.timeout(400)]
+
+FIRST_POST_SECONDS = 30
+STREAMING_SECONDS = 3
+IDLE_BYTES = 80 << 20
+# What was read longer ago than this is on disk: the promise of service/journal.py.
+JOURNAL_SECONDS = 0.1
+SHARDS = 4
+
+
+def test_posts_reach_the_table(stack: Stack, tell: Callable[[str], None]) -> None:
+    """Within 30 s of `up` there are posts in the table, and they become more."""
+    tell(f"the first post was in the table {stack.seconds_to_first_post:.1f} s after `up`")
+    before = len(stack.ids())
+
+    assert stack.seconds_to_first_post < FIRST_POST_SECONDS
+    wait_for("more posts are in the table", lambda: len(stack.ids()) > before)
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_service_is_healthy_and_bounded(stack: Stack, service: str) -> None:
+    """Each is healthy and runs as the compose file says: read-only root, no rights, not root, memory limited."""
+    facts = inspect(stack.container(service))
+    host = facts["HostConfig"]
+
+    assert facts["State"]["Health"]["Status"] == "healthy"
+    assert host["ReadonlyRootfs"] is True
+    assert host["CapDrop"] == ["ALL"]
+    assert host["Memory"] > 0
+    assert facts["Config"]["User"].split(":")[0] not in {"", "0", "root"}
+    assert {port["HostIp"] for ports in facts["NetworkSettings"]["Ports"].values() for port in ports or []} == {
+        "127.0.0.1"
+    }
+
+
+def test_it_streams_soon_after_its_start(stack: Stack, tell: Callable[[str], None]) -> None:
+    """A restarted container is connected to X within 3 s."""
+    stack.compose("restart", "millrace")
+    started = moment(stack.state("millrace")["StartedAt"])
+
+    def connects() -> list[float]:
+        lines = [line for line in stack.log("millrace") if line["event"] == "stream_connected"]
+        return [after for line in lines if (after := (moment(line["timestamp"]) - started).total_seconds()) > 0]
+
+    wait_for("it is connected", lambda: connects() != [])
+    [seconds] = connects()
+    tell(f"the daemon is connected {seconds:.2f} s after the start of its container")
+
+    assert seconds < STREAMING_SECONDS
+
+
+def test_kill_9_and_restart_lose_nothing(stack: Stack) -> None:
+    """What was read 100 ms before a kill is in the journal's volume, and in Kinesis after the restart."""
+    for shard in range(SHARDS):
+        stack.kinesis("/admin/faults", {"kind": "throttle_shard", "shard": shard, "seconds": 10})
+    wait_for("posts wait", lambda: stack.metrics()["posts_buffered"] > 20)
+    connection = stack.x("/admin/stats")["connections"]
+    read = int(stack.metrics()["posts_received_total"])
+    time.sleep(JOURNAL_SECONDS)
+    docker("kill", "--signal", "KILL", stack.container("millrace"))
+    wait_for("it has ended", lambda: not stack.state("millrace")["Running"])
+    assert stack.state("millrace")["ExitCode"] == 137
+    stack.start("millrace")
+    recovered = stack.metrics()["posts_recovered_total"]
+    wait_for("all are delivered", lambda: stack.metrics()["posts_delivered_total"] > recovered)
+    ledger = stack.x("/admin/ledger")["posts"]
+    promised = [post["id"] for post in ledger if post["connection"] == connection][:read]
+    wait_for("the promised are in the table", lambda: not set(promised) - set(stack.ids()), 60)
+
+    assert recovered > 20
+    assert len(promised) == read
+
+
+def test_sigterm_drains_and_loses_nothing(stack: Stack, tell: Callable[[str], None]) -> None:
+    """`docker compose stop` ends it with code 0 within its grace period, nothing is lost, and idle it is small."""
+    connection = stack.x("/admin/stats")["connections"]
+    stack.compose("stop", "millrace")
+    state = stack.state("millrace")
+    last = stack.log("millrace")[-1]
+    assert (state["ExitCode"], state["OOMKilled"], last["event"]) == (0, False, "stopped")
+    stack.start("millrace")
+    stack.settle()
+    result = stack.reconcile()
+    memory = stack.metrics()["process_resident_memory_bytes"]
+    tell(f"{result.in_table:,} posts are in the table; the idle daemon has {memory / (1 << 20):.0f} MiB")
+
+    ledger = {post["id"]: post["connection"] for post in stack.x("/admin/ledger")["posts"]}
+    assert [post for post in result.lost_before_kinesis if ledger[post] >= connection] == []
+    assert not result.lost_before_table
+    assert result.in_table > 500
+    assert not result.out_of_order
+    assert not result.changed
+    assert not result.unexpected
+    assert memory < IDLE_BYTES
