@@ -16,12 +16,13 @@ from urllib.parse import unquote
 from aiohttp import web
 
 from local.x_api.answers import JSON_TYPE
+from local.x_api.endings import Ending
+from local.x_api.endpoints import ENDPOINTS
 from local.x_api.feed import Feed
 from local.x_api.gate import Gate, refused
 from local.x_api.ledger import ConnectionRecord, Ledger
 from local.x_api.rulebook import Answer, invalid_request
 from local.x_api.settings import Settings
-from local.x_api.stream import Ending
 
 # Posts of pay-per-use.
 _MONTHLY_CAP = 3_000_000
@@ -58,14 +59,23 @@ class Account:
         if not (size.isdecimal() and 1 <= int(size) <= 100):
             message = f"The `max_results` query parameter value [{size}] is not between 1 and 100"
             return json_response(invalid_request("max_results", size, message), entry.headers)
+        if status not in {"active", "inactive", "all"}:
+            message = f"The `status` query parameter value [{status}] is not one of [active,inactive,all]"
+            return json_response(invalid_request("status", status, message), entry.headers)
+        endpoints = {one for part in request.query.getall("endpoints", []) for one in part.split(",")}
         found = [
             record
             for record in reversed(self._ledger.connections)
-            if status == "all" or self._gate.is_active(record) == (status == "active")
+            if (status == "all" or self._gate.is_active(record) == (status == "active"))
+            and (not endpoints or record.endpoint in endpoints)
         ]
-        shown = [self._connection(record) for record in found[: int(size)]]
-        body = ({"data": shown} if shown else {}) | {"meta": {"result_count": len(shown)}}
-        return json_response(Answer(200, body), entry.headers)
+        token = request.query.get("pagination_token", "0")
+        start = int(token) if token.isdecimal() else 0
+        shown = [self._connection(record) for record in found[start : start + int(size)]]
+        meta: dict[str, Any] = {"result_count": len(shown)}
+        if start + int(size) < len(found):
+            meta["next_token"] = str(start + int(size))
+        return json_response(Answer(200, ({"data": shown} if shown else {}) | {"meta": meta}), entry.headers)
 
     def _connection(self, record: ConnectionRecord) -> dict[str, Any]:
         shown = {
@@ -85,11 +95,17 @@ class Account:
         active = {record.uuid: record for record in self._ledger.connections if self._gate.is_active(record)}
         endpoint = request.match_info.get("endpoint")
         if endpoint is not None:
+            known = ["all", *(one.name for one in ENDPOINTS)]
+            if endpoint not in known:
+                message = f"The `endpoint_id` value [{endpoint}] is not one of [{','.join(known)}]"
+                return json_response(invalid_request("endpoint_id", endpoint, message), entry.headers)
             wanted = [one.uuid for one in active.values() if endpoint in {"all", one.endpoint}]
         else:
             try:
                 wanted = [str(one) for one in (await request.json())["uuids"]]
             except (ValueError, KeyError, TypeError):
+                wanted = []
+            if not 1 <= len(wanted) <= 100:
                 return json_response(invalid_request("uuids", "", "The body must hold 1 to 100 uuids"), entry.headers)
         results = []
         for one in wanted:

@@ -4,6 +4,7 @@ The admin side of the X stand-in, for tests, the demo and people with curl. It n
     POST /admin/faults   {"kind": ..., "after": seconds, ...}, see `local.x_api.faults`
     POST /admin/rate     {"rate": posts a second; 0 for as fast as a client reads}
     POST /admin/stop     no more posts fall due
+    POST /admin/clock    {"advance": seconds} puts X's time forward
     GET  /admin/stats    numbers
     GET  /admin/ledger   {"posts": [...], "connections": [...]}; ?from=N leaves out the first N posts
     GET  /healthz        ok
@@ -18,6 +19,7 @@ from typing import Any
 
 from aiohttp import web
 
+from local.x_api.clock import Clock
 from local.x_api.faults import Faults
 from local.x_api.feed import Feed
 from local.x_api.ledger import Ledger
@@ -31,14 +33,17 @@ class Admin:
     The routes.
 
     Args:
+        clock: takes POST /admin/clock.
         faults: takes POST /admin/faults.
         feed: takes rate and stop.
         ledger: is shown.
         stats: returns the numbers.
     """
 
-    def __init__(self, faults: Faults, feed: Feed, ledger: Ledger, stats: Callable[[], dict[str, Any]]) -> None:
-        self._faults, self._feed, self._ledger, self._stats = faults, feed, ledger, stats
+    def __init__(
+        self, clock: Clock, faults: Faults, feed: Feed, ledger: Ledger, stats: Callable[[], dict[str, Any]]
+    ) -> None:
+        self._clock, self._faults, self._feed, self._ledger, self._stats = clock, faults, feed, ledger, stats
 
     def routes(self) -> list[web.RouteDef]:
         """Return the routes for an application."""
@@ -46,6 +51,7 @@ class Admin:
             web.post("/admin/faults", self._post_fault),
             web.post("/admin/rate", self._post_rate),
             web.post("/admin/stop", self._post_stop),
+            web.post("/admin/clock", self._post_clock),
             web.get("/admin/stats", self._get_stats),
             web.get("/admin/ledger", self._get_ledger),
             web.get("/healthz", self._get_health),
@@ -62,14 +68,10 @@ class Admin:
         return web.json_response({})
 
     async def _post_rate(self, request: web.Request) -> web.Response:
-        try:
-            rate = float((await request.json())["rate"])
-        except (ValueError, TypeError, KeyError):
-            rate = -1.0
-        if not 0 <= rate < float("inf"):
-            return web.json_response({"error": "rate must be a number of 0 or more"}, status=400)
-        self._feed.set_rate(rate)
-        return web.json_response({})
+        return await _with_number(request, "rate", self._feed.set_rate)
+
+    async def _post_clock(self, request: web.Request) -> web.Response:
+        return await _with_number(request, "advance", self._clock.advance)
 
     async def _post_stop(self, _: web.Request) -> web.Response:
         self._feed.stop()
@@ -101,3 +103,14 @@ class Admin:
 
     async def _get_health(self, _: web.Request) -> web.Response:
         return web.Response(text="ok\n")
+
+
+async def _with_number(request: web.Request, name: str, act: Callable[[float], None]) -> web.Response:
+    try:
+        number = float((await request.json())[name])
+    except (ValueError, TypeError, KeyError):
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        return web.json_response({"error": f"{name} must be a number of 0 or more"}, status=400)
+    act(number)
+    return web.json_response({})

@@ -6,7 +6,7 @@ recorded; X has used api.x.com too.
 
 Recorded: 402, 403, 409, TooManyConnections, Too Many Requests, error code 88, UsageCapExceeded,
 ProvisioningSubscription, the refusal of wrong keys, operational-disconnect. Put together from the documentation: 400,
-401 and 5xx.
+401, the daily cap and 5xx.
 """
 
 import json
@@ -17,11 +17,12 @@ JSON_TYPE = "application/json; charset=utf-8"
 
 
 class Refusal(NamedTuple):
-    """An HTTP answer other than 200: its status, body and content type."""
+    """An HTTP answer other than 200: its status, body, content type, and where a redirect points."""
 
     status: int
     body: str
     content_type: str = JSON_TYPE
+    location: str = ""
 
 
 def _problem(status: int, problem: str, **fields: object) -> Refusal:
@@ -90,12 +91,23 @@ REFUSALS = {
         scope="Product",
         detail="Usage cap exceeded: Monthly product cap",
     ),
+    # The other period and scope that X's schema knows.
+    "usage_cap_daily": _problem(
+        429,
+        "usage-capped",
+        title="UsageCapExceeded",
+        period="Daily",
+        scope="Account",
+        detail="Usage cap exceeded: Daily account cap",
+    ),
     # The status was not recorded with this body.
     "provisioning": _connection_issue(
         403,
         "ProvisioningSubscription",
         "Your subscription change is currently being provisioned, please try again in a minute.",
     ),
+    # Never seen; a client must not follow it with its token.
+    "redirect": Refusal(307, _HTML.format("307 Temporary Redirect"), "text/html", "https://elsewhere.invalid/"),
     "internal_error": _blank(500, "Internal Server Error"),
     "bad_gateway_html": Refusal(502, _HTML.format("502 Bad Gateway"), "text/html"),
     "service_unavailable": _blank(503, "Service Unavailable"),

@@ -4,17 +4,17 @@ What became of every post of the X stand-in: the truth against which a client is
 One row for each post and connection, in the order of sending. A row is in one of four states:
 
 * queued: waits for its connection;
-* written: the whole line and its CR LF were taken by the operating system. What a client reads until the end of its
-  connection is then complete, unless the connection ended with a reset or by the client, who may have left lines
-  unread: the connection's ending says so;
+* written: the whole line and its CR LF were taken by the operating system, and no reset destroyed them there. A client
+  that reads until the end of its connection has it, unless it ended the connection itself: its ending says so;
 * discarded: its connection ended first. Parts of the last write, even whole lines, may have left all the same;
-* unsent: it fell due while nobody was connected, or while its connection had gone empty. X never repeats: it is gone.
+* unsent: it fell due while nobody was connected, while its connection had gone empty, or over the delivery cap. X never
+  repeats but in a backfill, and then in a row of its own.
 
 Rows cost about 40 bytes, so that a benchmark can run for minutes.
 """
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import md5
 from typing import Any, NamedTuple
@@ -48,7 +48,10 @@ class ConnectionRecord:
     One accepted stream connection; times are seconds since 1970.
 
     Attributes:
-        ending: "open", or how it ended: an `Ending` of `local.x_api.stream`.
+        partition: of a volume stream; 0 for all of it.
+        recovers: it was asked for a past range, and for nothing live.
+        backfill_minutes: what it asked for.
+        ending: "open", or how it ended: an `Ending` of `local.x_api.endings`.
         written: how many posts.
         discarded: how many posts.
     """
@@ -59,6 +62,9 @@ class ConnectionRecord:
     token: str
     client_ip: str
     connected_at: float
+    partition: int = 0
+    recovers: bool = False
+    backfill_minutes: int = 0
     disconnected_at: float | None = None
     ending: str = "open"
     written: int = 0
@@ -117,6 +123,18 @@ class Ledger:
             record.written += number
         else:
             record.discarded += number
+
+    def withdraw(self, rows: Sequence[int]) -> None:
+        """Move rows of one connection from written to discarded: a reset has destroyed them on the way."""
+        if not rows:
+            return
+        for row in rows:
+            self._states[row] = DISCARDED
+        self._counts[WRITTEN] -= len(rows)
+        self._counts[DISCARDED] += len(rows)
+        record = self.connections[self._connections[rows[-1]] - 1]
+        record.written -= len(rows)
+        record.discarded += len(rows)
 
     def rows(self, start: int = 0) -> Iterator[Row]:
         """Yield the rows from a number on."""

@@ -7,12 +7,17 @@ Rules it obeys:
 * Adding answers 201 when something was added and 200 when nothing was; the good rules of a mixed request are added.
 * A list without rules has no `data` key.
 * A dry run answers like the real thing, ids included since clients read them, and changes nothing.
+* A change shows in the list at once and on the streams some seconds later, without a new connection.
+* Rules are permanent: they outlive connections and, where a file keeps them, the stand-in.
 
 Bodies follow recorded answers. The body for too many rules was never recorded: only its type is X's.
 """
 
+import json
+from collections import deque
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from local.x_api.rules import Rule, RuleError, Traits
@@ -35,15 +40,36 @@ class RuleBook:
         take_id: gives the ids of new rules.
         cap: how many rules the app may have.
         length: how many characters a rule may have.
+        now: the present moment, in seconds.
+        delay: seconds until a change is in force.
+        state: a file that keeps the rules; what is in it is in force at once.
 
     Attributes:
-        version: changes whenever the rules do.
+        version: changes whenever the rules in force do.
+
+    Raises:
+        ValueError: the file holds something else.
+        OSError: the file cannot be read.
     """
 
-    def __init__(self, take_id: Callable[[], str], *, cap: int = 1000, length: int = 1024) -> None:
+    def __init__(
+        self,
+        take_id: Callable[[], str],
+        *,
+        cap: int = 1000,
+        length: int = 1024,
+        now: Callable[[], float] = lambda: 0.0,
+        delay: float = 0.0,
+        state: Path | None = None,
+    ) -> None:
         self._take_id = take_id
         self._cap, self._length = cap, length
-        self._rules: dict[str, Rule] = {}
+        self._now, self._delay = now, delay
+        self._state = state
+        self._rules = _kept(state)
+        self._in_force = self._rules
+        # Rules that are not yet in force, with the moment from which on they are.
+        self._coming: deque[tuple[float, dict[str, Rule]]] = deque()
         self.version = 0
 
     def __len__(self) -> int:
@@ -52,16 +78,22 @@ class RuleBook:
 
     @property
     def sampled(self) -> bool:
-        """Whether any rule depends on the post's id."""
-        return any(rule.sampled for rule in self._rules.values())
+        """Whether any rule in force depends on the post's id."""
+        return any(rule.sampled for rule in self._in_force.values())
 
-    def all(self) -> list[Rule]:
-        """Return all rules, oldest first."""
-        return list(self._rules.values())
+    def in_force(self) -> list[Rule]:
+        """Return the rules that streams match by, oldest first."""
+        return list(self._in_force.values())
 
     def matching(self, traits: Traits, post_id: str) -> list[Rule]:
-        """Return the rules that match a post."""
-        return [rule for rule in self._rules.values() if rule.matches(traits, post_id)]
+        """Return the rules in force that match a post."""
+        return [rule for rule in self._in_force.values() if rule.matches(traits, post_id)]
+
+    def refresh(self) -> None:
+        """Put in force what has waited for its moment."""
+        while self._coming and self._coming[0][0] <= self._now():
+            _, self._in_force = self._coming.popleft()
+            self.version += 1
 
     def change(self, body: Any, *, dry_run: bool, delete_all: bool) -> Answer:
         """Answer POST /2/tweets/search/stream/rules; a dry run answers alike and changes nothing."""
@@ -125,8 +157,7 @@ class RuleBook:
             rules[rule.id] = rule
             added.append(rule.as_object())
         if added and not dry_run:
-            self._rules = rules
-            self.version += 1
+            self._become(rules)
         counts = {"created": len(added), "not_created": len(errors), "valid": len(added), "invalid": len(errors)}
         return _answer(201 if added else 200, added, counts, errors)
 
@@ -137,9 +168,29 @@ class RuleBook:
         problem = invalid_request("", "", "Rule does not exist").body
         errors = [problem for rule_id in wanted if rule_id not in found]
         if found and not dry_run:
-            self._rules = {rule_id: rule for rule_id, rule in self._rules.items() if rule_id not in found}
-            self.version += 1
+            self._become({rule_id: rule for rule_id, rule in self._rules.items() if rule_id not in found})
         return _answer(200, [], {"deleted": len(found), "not_deleted": len(errors)}, errors)
+
+    def _become(self, rules: dict[str, Rule]) -> None:
+        self._rules = rules
+        if self._state:
+            whole = json.dumps([rule.as_object() for rule in rules.values()], ensure_ascii=False)
+            # Never half a file: it is renamed when it is complete.
+            new = self._state.with_name(self._state.name + ".new")
+            new.write_text(whole, encoding="utf-8")
+            new.replace(self._state)
+        self._coming.append((self._now() + self._delay, rules))
+        self.refresh()
+
+
+def _kept(state: Path | None) -> dict[str, Rule]:
+    if state is None or not state.exists():
+        return {}
+    try:
+        rules = [Rule(one["value"], one.get("tag"), one["id"]) for one in json.loads(state.read_text(encoding="utf-8"))]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{state}: holds no rules of this program") from error
+    return {rule.id: rule for rule in rules}
 
 
 def invalid_request(parameter: str, value: str, message: str) -> Answer:

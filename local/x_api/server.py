@@ -1,5 +1,5 @@
 """
-A faithful X API v2 on loopback: filtered and sample stream, rules, connections, usage, with faults on demand.
+A faithful X API v2 on loopback: the streams of posts, rules, connections, usage, with faults on demand.
 
     python -m local.x_api.server --port 8900 --rate 500
 
@@ -7,8 +7,9 @@ Rules it obeys:
 
 * A client must not be able to tell it from X: chunked answers whose headers leave at once, lower-case header names,
   CR LF when idle, gzip when accepted, rate limit headers that count down, bodies as recorded.
-* X is a live stream, at most once: a post that falls due while nobody is connected is unsent for ever. Posts begin to
-  fall due with the first connection. With rate 0 they fall due as fast as a client reads, and never without one.
+* X is a live stream, at most once: a post that falls due while nobody is connected is unsent for ever, unless there is
+  Enterprise access and a backfill brings it. Posts begin to fall due with the first connection. With rate 0 they fall
+  due as fast as a client reads, and never without one.
 * All tokens belong to one app: they share its rules and its usage, and each has connections of its own.
 * Fields and expansions of a request are checked by name and otherwise ignored: the source decides what is on a line.
 * `local.x_api.admin` says how to ask for faults and how to read the ledger. It needs no token: never give this
@@ -21,11 +22,11 @@ import secrets
 import signal
 import ssl
 import sys
-import time
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from email.utils import formatdate
 from typing import Any, Self
 
 from aiohttp import web
@@ -34,13 +35,19 @@ from local.posts import Generated, Recorded, Snowflakes
 from local.x_api.account import Account, json_response
 from local.x_api.admin import Admin
 from local.x_api.answers import JSON_TYPE
+from local.x_api.clock import Clock
+from local.x_api.door import Door
+from local.x_api.endings import Ending
+from local.x_api.endpoints import ENDPOINTS, FILTERED, Subscription
 from local.x_api.faults import DROP, Faults
 from local.x_api.feed import Feed, Source
 from local.x_api.gate import Gate, RefusedError
 from local.x_api.ledger import ConnectionRecord, Ledger
 from local.x_api.rulebook import Answer, RuleBook, invalid_request
 from local.x_api.settings import Settings, from_arguments, parser
-from local.x_api.stream import FILTERED, SAMPLE, Ending, Stream
+from local.x_api.stream import Stream
+
+_STREAM_PATHS = {endpoint.path: endpoint for endpoint in ENDPOINTS}
 
 
 class XApi:
@@ -56,7 +63,7 @@ class XApi:
 
     Attributes:
         url: where it listens.
-        rules, ledger, feed, faults: its parts, for use in process.
+        clock, rules, ledger, feed, faults: its parts, for use in process.
         refused: how many requests were refused, by reason.
         feeding: the task of the feed; it ends when the source is exhausted.
     """
@@ -71,59 +78,57 @@ class XApi:
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._settings = settings or Settings()
-        self._host, self._port, self._tls = host, port, tls
+        self._host, self._tls = host, tls
+        self.clock = Clock(self._settings.speed)
         ids = Snowflakes()
         self.rules = RuleBook(
-            lambda: str(ids.take(int(time.time() * 1000))),
+            lambda: str(ids.take(int(self.clock.now() * 1000))),
             cap=self._settings.rules_cap,
             length=self._settings.rule_length,
+            now=self.clock.now,
+            delay=self._settings.rule_delay,
+            state=self._settings.state,
         )
         self.ledger = Ledger()
-        self.feed = Feed(
-            source or Generated(self._settings.seed),
-            self.rules,
-            self.ledger,
-            rate=self._settings.rate,
-            limit=self._settings.limit,
-            match_all=self._settings.match_all,
-        )
-        self.faults = Faults(lambda: self.feed.streams, self._settings.layout)
+        source = source or Generated(self._settings.seed)
+        self.feed = Feed(source, self.rules, self.ledger, self.clock, self._settings)
+        self._door = Door(self.clock, host, port, tls)
+        self.faults = Faults(self.feed, self._door, self.clock, self._settings.layout)
         self.refused: Counter[str] = Counter()
         self.url = ""
-        self._gate = Gate(self._settings, self.faults, lambda: self.ledger.connections)
+        self._gate = Gate(self._settings, self.clock, self.faults, lambda: self.ledger.connections)
         self._keep_alives = 0
 
     async def __aenter__(self) -> Self:
         """Listen; raises OSError if that is not possible."""
         app = web.Application(middlewares=[self._answer_refusals])
-        app.on_response_prepare.append(_complete_headers)
+        app.on_response_prepare.append(self._complete_headers)
         app.add_routes(
             [
-                web.get("/2/tweets/search/stream", self._get_stream, allow_head=False),
-                web.get("/2/tweets/sample/stream", self._get_stream, allow_head=False),
+                *(web.get(endpoint.path, self._get_stream, allow_head=False) for endpoint in ENDPOINTS),
                 web.get("/2/tweets/search/stream/rules", self._get_rules),
                 web.post("/2/tweets/search/stream/rules", self._post_rules),
                 web.get("/2/tweets/search/stream/rules/counts", self._get_rule_counts),
                 *Account(self._settings, self._gate, self.ledger, self.feed).routes(),
-                *Admin(self.faults, self.feed, self.ledger, self.stats).routes(),
+                *Admin(self.clock, self.faults, self.feed, self.ledger, self.stats).routes(),
             ]
         )
         # A cancelled handler is how a stream learns that its client has gone.
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
         await self._runner.setup()
         try:
-            await web.TCPSite(self._runner, self._host, self._port, ssl_context=self._tls).start()
+            await self._door.open(self._runner)
         except BaseException:
             await self._runner.cleanup()
             raise
-        port = self._runner.addresses[0][1]
-        self.url = f"{'https' if self._tls else 'http'}://{self._host}:{port}"
+        self.url = f"{'https' if self._tls else 'http'}://{self._host}:{self._door.port}"
         self.feeding = asyncio.create_task(self.feed.run())
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """End all streams and stop listening."""
         self.feeding.cancel()
+        await self.faults.stop()
         for stream in list(self.feed.streams):
             stream.end(Ending.SHUTDOWN)
         await self._runner.cleanup()
@@ -154,43 +159,66 @@ class XApi:
             return await handler(request)
         except RefusedError as error:
             self.refused[error.reason] += 1
+            if request.path in _STREAM_PATHS:
+                self._gate.give_back(request.headers.get("authorization", "").partition(" ")[2])
             if error.refusal is None:
                 if error.reason == DROP and request.transport:
                     request.transport.abort()
-                # Until the client loses patience, or learns that it was dropped: either cancels this.
-                forever: asyncio.Future[web.StreamResponse] = asyncio.get_running_loop().create_future()
-                return await forever
+                return await _never()
             if isinstance(error.refusal, Answer):
                 return json_response(error.refusal, error.headers)
-            headers = error.headers | {"content-type": error.refusal.content_type}
-            return web.Response(status=error.refusal.status, text=error.refusal.body, headers=headers)
+            status, text, content_type, location = error.refusal
+            headers = error.headers | {"content-type": content_type} | ({"location": location} if location else {})
+            if not error.hanging:
+                return web.Response(status=status, text=text, headers=headers)
+            response = web.StreamResponse(status=status, headers=headers | {"content-length": str(len(text))})
+            await response.prepare(request)
+            await response.write(text[: len(text) // 2].encode())
+            return await _never()
 
     async def _get_stream(self, request: web.Request) -> web.StreamResponse:
         entry = self._gate.enter(request, "streams")
-        endpoint = FILTERED if "search" in request.path else SAMPLE
-        has_rules = endpoint == SAMPLE or len(self.rules) > 0
+        endpoint = _STREAM_PATHS[request.path]
+        has_rules = endpoint is not FILTERED or len(self.rules) > 0
         used = self.ledger.counts["written"]
-        self._gate.admit(entry, endpoint, request.query, used=used, has_rules=has_rules)
-        number = len(self.ledger.connections) + 1
-        client = request.remote or ""
-        record = ConnectionRecord(number, str(uuid.uuid4()), endpoint, entry.token, client, time.time())
+        wanted, replaced = self._gate.admit(entry, endpoint, request.query, used=used, has_rules=has_rules)
+        for stream in list(self.feed.streams):
+            if stream.record in replaced:
+                stream.end(Ending.REPLACED)
+        record = ConnectionRecord(
+            len(self.ledger.connections) + 1,
+            str(uuid.uuid4()),
+            endpoint.name,
+            entry.token,
+            request.remote or "",
+            self.clock.now(),
+            wanted.partition,
+            not wanted.is_live,
+            wanted.backfill_minutes,
+        )
         self.ledger.connections.append(record)
         gzip = self._settings.gzip and "gzip" in request.headers.get("accept-encoding", "")
         headers = entry.headers | {"content-type": JSON_TYPE} | ({"content-encoding": "gzip"} if gzip else {})
         response = web.StreamResponse(headers=headers)
         response.enable_chunked_encoding()
         try:
-            await self._serve(request, response, record, gzip=gzip)
+            await self._serve(request, response, record, wanted, gzip=gzip)
         finally:
             if record.ending == "open":
                 record.ending = Ending.CLIENT
-            record.disconnected_at = time.time()
+            record.disconnected_at = self.clock.now()
             self._gate.ended(record)
             self.feed.changed()
         return response
 
     async def _serve(
-        self, request: web.Request, response: web.StreamResponse, record: ConnectionRecord, *, gzip: bool
+        self,
+        request: web.Request,
+        response: web.StreamResponse,
+        record: ConnectionRecord,
+        wanted: Subscription,
+        *,
+        gzip: bool,
     ) -> None:
         writer = await response.prepare(request)
         if writer is None or request.transport is None:
@@ -198,17 +226,18 @@ class XApi:
         stream = Stream(
             record,
             self.ledger,
+            wanted,
+            self._settings,
+            self.clock,
             request.transport,
             writer.drain,
             moved=self._moved,
             gzip=gzip,
-            keep_alive=self._settings.keep_alive,
             layout=self.faults.layout,
-            queue_limit=self._settings.queue_limit,
-            seed=self._settings.seed + record.number,
         )
-        self.feed.streams.append(stream)
-        self.feed.changed()
+        self.feed.open(stream)
+        if not wanted.is_live:
+            stream.end(Ending.LAST_CHUNK)
         try:
             await stream.run()
         finally:
@@ -221,6 +250,22 @@ class XApi:
         if cap is not None and self.ledger.counts["written"] >= cap:
             self.faults.inject(Ending.OPERATIONAL_DISCONNECT)
         self.feed.changed()
+
+    async def _complete_headers(self, _: web.Request, response: web.StreamResponse) -> None:
+        """Add what X's edge adds to every answer, and write all names in lower case."""
+        response.headers.setdefault("cache-control", "no-store")
+        # The reset of a rate limit is told in X's time, so the date must be.
+        response.headers["date"] = formatdate(self.clock.now(), usegmt=True)
+        response.headers["server"] = "envoy"
+        response.headers["strict-transport-security"] = "max-age=631138519"
+        response.headers["x-transaction-id"] = secrets.token_hex(8)
+        response.headers["x-response-time"] = "1"
+        guest = f"guest_id=v1%3A{int(self.clock.now() * 1000)}; Path=/; Secure; SameSite=None"
+        response.headers.add("set-cookie", guest)
+        response.headers.add("set-cookie", f"personalization_id=v1_{secrets.token_hex(8)}; Path=/; Secure")
+        lower = [(name.lower(), value) for name, value in response.headers.items()]
+        response.headers.clear()
+        response.headers.extend(lower)
 
     async def _get_rules(self, request: web.Request) -> web.Response:
         entry = self._gate.enter(request, "GET rules")
@@ -251,17 +296,10 @@ def _is_true(value: str | None) -> bool:
     return (value or "").lower() == "true"
 
 
-async def _complete_headers(_: web.Request, response: web.StreamResponse) -> None:
-    """Add what X's edge adds to every answer, and write all names in lower case."""
-    response.headers.setdefault("cache-control", "no-store")
-    response.headers["server"] = "envoy"
-    response.headers["strict-transport-security"] = "max-age=631138519"
-    response.headers["x-transaction-id"] = secrets.token_hex(8)
-    response.headers["x-response-time"] = "1"
-    response.headers.add("set-cookie", f"guest_id=v1%3A{time.time_ns() // 1000}; Path=/; Secure; SameSite=None")
-    lower = [(name.lower(), value) for name, value in response.headers.items()]
-    response.headers.clear()
-    response.headers.extend(lower)
+async def _never() -> web.StreamResponse:
+    """Wait until the client loses patience, or learns that it was dropped: either cancels this."""
+    forever: asyncio.Future[web.StreamResponse] = asyncio.get_running_loop().create_future()
+    return await forever
 
 
 async def _serve_until_signalled(api: XApi) -> None:

@@ -8,52 +8,90 @@ import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
-from local.x_api.stream import Layout
+from local.x_api.layout import Layout
+
+
+class Untagged(StrEnum):
+    """How a line shows a matching rule that has no tag; each has been seen."""
+
+    EMPTY = "empty"  # "tag": "", in 2022 and 2023
+    ABSENT = "absent"  # no such key, in 2020
+    NULL = "null"  # "tag": null, in lines that were recorded by others
 
 
 @dataclass(frozen=True)
 class Settings:
     """
-    How the stand-in behaves.
+    How the stand-in behaves. Seconds are its own: they pass `speed` times as fast as this machine's.
 
     Attributes:
-        rate: posts a second; 0 for as fast as a client reads.
+        rate: posts a second of this machine; 0 for as fast as a client reads.
         limit: posts that the source gives, then silence; None for no limit.
         match_all: every post matches every rule.
+        untagged: how a rule without a tag is shown.
+        duplicates: share of the posts, 0 to 1, that a connection gets twice.
+        disorder: seconds by which a post may come later than its turn, on each connection by itself.
+        delivery_cap: posts a second for a connection; more are unsent. Pay-per-use has 250, but what X does with the
+            rest is not known. None for no cap.
+        speed: seconds that pass in one of this machine.
         tokens: the valid bearer tokens; none means that every token is.
         keys: "key:secret" that is exchanged for the first token; None means that every pair is.
-        keep_alive: seconds of idleness before CR LF; X's is 20 and a little more.
+        enterprise: access to backfill and recovery.
+        forbids_backfill: without that access asking is 403; otherwise it is 400. X's own answer is not known.
+        keep_alive: seconds of idleness before CR LF.
+        keep_alive_jitter: share of `keep_alive` by which it may come later; X has been seen to take up to 21.5 s.
         gzip: serve gzip to clients that accept it.
         layout: where chunks end.
         queue_limit: bytes that may wait for a client; over it the client is dropped. X's own is not known.
+        queue_posts: posts that may wait for a client; None for no limit.
+        tells_slow_readers: write the line that says so behind what a slow reader has not read.
         connections: at once, for each token and endpoint; pay-per-use has 1.
-        connects: stream requests in a window, refused ones included; X's is 50.
+        replaces: one connection more ends the oldest, as one page of X's documentation has it; otherwise it is refused.
+        connects: stream requests in a window; X's is 50.
+        counts_refused: refused stream requests count too. Whether X's do is not known; it is the harder school.
         window_seconds: length of a rate limit window; X's is 900.
         ghost_seconds: how long the slot of a connection stays taken after an end that X cannot see; X's is not known.
         usage_cap: posts that may be delivered; then streams end and connecting is refused. None for no cap.
         rules_cap: rules of the app; pay-per-use has 1,000.
         rule_length: characters of a rule; pay-per-use has 1,024.
+        rule_delay: seconds until a change of the rules shows on the streams; X's is about 20.
+        state: a file that keeps the rules; None for none.
         seed: of all chance.
     """
 
     rate: float = 500.0
     limit: int | None = None
     match_all: bool = False
+    untagged: Untagged = Untagged.EMPTY
+    duplicates: float = 0.0
+    disorder: float = 0.0
+    delivery_cap: float | None = None
+    speed: float = 1.0
     tokens: Sequence[str] = ()
     keys: str | None = None
+    enterprise: bool = False
+    forbids_backfill: bool = False
     keep_alive: float = 20.0
+    keep_alive_jitter: float = 0.075
     gzip: bool = True
     layout: Layout = Layout.BATCH
     queue_limit: int = 64 * 1024 * 1024
+    queue_posts: int | None = None
+    tells_slow_readers: bool = False
     connections: int = 1
+    replaces: bool = False
     connects: int = 50
+    counts_refused: bool = True
     window_seconds: float = 900.0
     ghost_seconds: float = 0.0
     usage_cap: int | None = None
     rules_cap: int = 1000
     rule_length: int = 1024
+    rule_delay: float = 0.0
+    state: Path | None = None
     seed: int = 0
 
 
@@ -61,6 +99,13 @@ def _not_negative(text: str) -> float:
     value = float(text)
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError("must be 0 or more")
+    return value
+
+
+def _positive(text: str) -> float:
+    value = _not_negative(text)
+    if not value:
+        raise argparse.ArgumentTypeError("must be more than 0")
     return value
 
 
@@ -91,6 +136,18 @@ def parser() -> argparse.ArgumentParser:
     line.add_argument(
         "--ghost", type=_not_negative, default=known.ghost_seconds, metavar="SECONDS", help="a lost slot stays taken"
     )
+    line.add_argument("--enterprise", action="store_true", help="backfill and recovery")
+    line.add_argument("--connections", type=int, default=known.connections, help="at once, for a token and a stream")
+    line.add_argument("--disorder", type=_not_negative, default=known.disorder, metavar="SECONDS", help="of posts")
+    line.add_argument("--duplicates", type=_not_negative, default=known.duplicates, metavar="SHARE", help="of posts")
+    line.add_argument(
+        "--delivery-cap", type=_not_negative, metavar="POSTS", help="a second for a connection; more are unsent"
+    )
+    line.add_argument(
+        "--rule-delay", type=_not_negative, default=known.rule_delay, metavar="SECONDS", help="until rules take effect"
+    )
+    line.add_argument("--state", type=Path, metavar="FILE", help="keeps the rules, over restarts")
+    line.add_argument("--speed", type=_positive, default=known.speed, help="X's seconds in one of this machine")
     line.add_argument("--usage-cap", type=int, metavar="POSTS", help="then streams end")
     line.add_argument("--seed", type=int, default=known.seed)
     line.add_argument("--tls-cert", type=Path, metavar="FILE", help="PEM; with --tls-key: serve HTTPS")
@@ -112,6 +169,14 @@ def from_arguments(arguments: argparse.Namespace) -> Settings:
         queue_limit=arguments.queue_limit,
         connects=arguments.connects,
         ghost_seconds=arguments.ghost,
+        enterprise=arguments.enterprise,
+        connections=arguments.connections,
+        disorder=arguments.disorder,
+        duplicates=arguments.duplicates,
+        delivery_cap=arguments.delivery_cap,
+        rule_delay=arguments.rule_delay,
+        state=arguments.state,
+        speed=arguments.speed,
         usage_cap=arguments.usage_cap,
         seed=arguments.seed,
     )

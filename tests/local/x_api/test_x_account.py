@@ -57,6 +57,26 @@ async def test_connections_are_listed_by_status() -> None:
         assert len(await connections(http, status="all")) == 1
 
 
+async def test_connections_come_in_pages_and_by_endpoint() -> None:
+    """Newest first; a page says how to ask for the next."""
+    async with serving(connections=5) as (_, http):
+        async with http.get(STREAM), http.get(STREAM), http.get("/2/tweets/sample10/stream?partition=1"):
+            assert [one["endpoint_name"] for one in await connections(http, max_results="1")] == ["sample10_stream"]
+            async with http.get("/2/connections", params={"endpoints": "sample_stream", "max_results": "1"}) as page:
+                first = await page.json()
+            rest = await connections(http, endpoints="sample_stream", pagination_token=first["meta"]["next_token"])
+            assert len({first["data"][0]["id"], rest[0]["id"]}) == 2
+        async with http.get("/2/connections", params={"status": "odd"}) as response:
+            assert response.status == 400
+
+
+@pytest.mark.parametrize(("path", "body"), [("/2/connections/odd", None), ("/2/connections", {"uuids": []})])
+async def test_senseless_kill_is_400(path: str, body: dict[str, list[str]] | None) -> None:
+    """There is no such endpoint, and no list is empty."""
+    async with serving() as (_, http), http.delete(path, json=body) as response:
+        assert response.status == 400
+
+
 @pytest.mark.parametrize("path", ["/2/connections/all", "/2/connections/sample_stream", "/2/connections"])
 async def test_connections_can_be_killed(path: str) -> None:
     """All of them, those of an endpoint, or by uuid."""

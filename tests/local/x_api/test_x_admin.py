@@ -1,3 +1,4 @@
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from hashlib import md5
@@ -9,6 +10,7 @@ import pytest
 from local.posts import Post
 from local.x_api.server import XApi
 from local.x_api.settings import Settings
+from tests.elastic_loop import elastic_time
 
 STREAM = "/2/tweets/sample/stream"
 LINE = b'{"data":{"id":"1","text":"water"}}'
@@ -132,3 +134,32 @@ async def test_health() -> None:
     """Whoever waits for the stand-in asks here."""
     async with streaming(limit=0) as (_, http, _), http.get("/healthz") as response:
         assert (response.status, await response.text()) == (200, "ok\n")
+
+
+@elastic_time
+async def test_clock_is_put_forward() -> None:
+    """A keep-alive of a quarter of an hour comes at once."""
+    async with streaming(limit=0, keep_alive=900) as (_, http, stream):
+        began = asyncio.get_running_loop().time()
+        assert await post(http, "/admin/clock", {"advance": 1000}) == (200, {})
+        assert await stream.content.readuntil(b"\r\n") == b"\r\n"
+        assert asyncio.get_running_loop().time() - began < 60
+        assert (await post(http, "/admin/clock", {"advance": -1}))[0] == 400
+
+
+@elastic_time
+async def test_fault_comes_again_and_again_until_cleared() -> None:
+    """A drop every few minutes, as X once had it for everybody."""
+    async with streaming(limit=0, connects=1000) as (api, http, stream):
+        await post(http, "/admin/faults", {"kind": "fin", "every": 200})
+        began = api.clock.now()
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await stream.read()
+        async with http.get(STREAM, headers={"authorization": "Bearer t"}) as again:
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await again.read()
+            assert 399 < api.clock.now() - began < 402
+        await post(http, "/admin/faults", {"kind": "clear"})
+        async with http.get(STREAM, headers={"authorization": "Bearer t"}):
+            await asyncio.sleep(1000)
+            assert len(api.feed.streams) == 1

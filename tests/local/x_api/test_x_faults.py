@@ -2,14 +2,33 @@ from typing import Any
 
 import pytest
 
-from local.x_api.faults import Faults
-from local.x_api.stream import Layout
+from local.x_api.clock import Clock
+from local.x_api.faults import Faults, Refuse
+from local.x_api.layout import Layout
+from local.x_api.stream import Stream
+
+
+class Quiet:
+    """A feed without streams, and a door that nobody closes."""
+
+    def __init__(self) -> None:
+        self.streams = list[Stream]()
+        self.rate = 0.0
+
+    def set_rate(self, rate: float) -> None:
+        self.rate = rate
+
+    def enlarge_next(self, size: int) -> None:
+        raise AssertionError
+
+    async def close(self, seconds: float, *, silent: bool) -> None:
+        raise AssertionError
 
 
 @pytest.fixture
 def faults() -> Faults:
     """Return faults of an app without streams."""
-    return Faults(list, Layout.LINE)
+    return Faults(Quiet(), Quiet(), Clock(), Layout.LINE)
 
 
 def test_refusals_are_used_up_in_their_order(faults: Faults) -> None:
@@ -17,13 +36,13 @@ def test_refusals_are_used_up_in_their_order(faults: Faults) -> None:
     faults.inject("refuse", answer="service_unavailable", times=2)
     faults.inject("refuse", answer="hang")
     got = [faults.refusal("stream") for _ in range(4)]
-    assert got == ["service_unavailable", "service_unavailable", "hang", None]
+    assert got == [Refuse("service_unavailable"), Refuse("service_unavailable"), Refuse("hang"), None]
 
 
 def test_refusals_without_end_last_until_cleared(faults: Faults) -> None:
     """0 times is for ever."""
     faults.inject("refuse", answer="drop", times=0, endpoint="rules")
-    assert {faults.refusal("rules") for _ in range(100)} == {"drop"}
+    assert {faults.refusal("rules") for _ in range(100)} == {Refuse("drop")}
     assert faults.refusal("stream") is None
     faults.inject("clear")
     assert faults.refusal("rules") is None
@@ -46,6 +65,10 @@ def test_layout_holds_for_later_connections(faults: Faults) -> None:
         ("fin", {"connection": -1}),
         ("operational_disconnect", {"disconnect_type": "Wild"}),
         ("refuse", {"answer": "wild"}),
+        ("refuse", {"answer": "hang", "hanging": 1}),
+        ("spike", {"seconds": 1}),
+        ("fin", {"every": -1}),
+        ("fin", {"after": "soon"}),
     ],
 )
 def test_what_is_not_a_fault_is_refused_before_anything_happens(

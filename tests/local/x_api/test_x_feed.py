@@ -2,6 +2,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from hashlib import md5
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 from local.posts import Post
 from local.x_api.ledger import Row
 from local.x_api.server import XApi
-from local.x_api.settings import Settings
+from local.x_api.settings import Settings, Untagged
+from tests.elastic_loop import elastic_time
 
 SAMPLE_PATH = "/2/tweets/sample/stream"
 FILTERED_PATH = "/2/tweets/search/stream"
@@ -33,12 +35,12 @@ class Words:
 
 
 @asynccontextmanager
-async def opened(api: XApi, path: str, token: str = "t") -> AsyncIterator[aiohttp.StreamReader]:
+async def opened(api: XApi, path: str, token: str = "t", **query: str) -> AsyncIterator[aiohttp.StreamReader]:
     """Connect and hand out what comes."""
     headers = {"authorization": f"Bearer {token}"}
     async with (
         aiohttp.ClientSession(api.url, headers=headers) as http,
-        http.get(path, raise_for_status=True) as response,
+        http.get(path, params=query, raise_for_status=True) as response,
     ):
         yield response.content
 
@@ -200,3 +202,160 @@ async def test_ledger_says_what_was_on_the_line() -> None:
             line = (await stream.readuntil(b"\r\n")).removesuffix(b"\r\n")
             await api.feed.until(lambda: api.ledger.counts["written"])
             assert list(api.ledger.rows()) == [Row("1", "author", md5(line).hexdigest(), "written", 1)]
+
+
+@pytest.mark.parametrize(
+    ("untagged", "shown"),
+    [(Untagged.EMPTY, {"tag": ""}), (Untagged.NULL, {"tag": None}), (Untagged.ABSENT, {})],
+)
+async def test_a_rule_without_a_tag_is_shown_in_all_ways_that_were_seen(
+    untagged: Untagged, shown: dict[str, str | None]
+) -> None:
+    """An empty tag, null, or no tag at all."""
+    async with XApi(Words("water"), Settings(rate=0, limit=1, untagged=untagged)) as api:
+        (rule,) = add(api, {"value": "water"})
+        async with opened(api, FILTERED_PATH) as stream:
+            assert (await read(stream, 1))[0]["matching_rules"] == [{"id": rule, **shown}]
+
+
+@elastic_time
+async def test_changed_rules_take_their_time() -> None:
+    """The list shows them at once, the streams after the delay."""
+    async with XApi(Words("water", "land"), Settings(rate=10, rule_delay=20)) as api:
+        add(api, {"value": "water"})
+        api.clock.advance(20)
+        async with opened(api, FILTERED_PATH) as stream:
+            await read(stream, 1)
+            add(api, {"value": "land"})
+            changed = asyncio.get_running_loop().time()
+            assert len(api.rules) == 2
+            while (await read(stream, 1))[0]["data"]["text"] != "land":
+                pass
+            assert 19 < asyncio.get_running_loop().time() - changed < 21
+
+
+@elastic_time
+async def test_backfill_brings_the_past_first() -> None:
+    """All of the last minutes in their order, delivered already or not, and then the live posts."""
+    async with XApi(Words("water"), Settings(rate=1, enterprise=True)) as api:
+        add(api, {"value": "water"})
+        async with opened(api, FILTERED_PATH) as stream:
+            await read(stream, 90)
+        await api.feed.until(lambda: api.ledger.counts["unsent"] == 60)
+        async with opened(api, FILTERED_PATH, backfill_minutes="2") as stream:
+            ids = [int(post["data"]["id"]) for post in await read(stream, 130)]
+        assert 29 <= ids[0] <= 32
+        assert ids == list(range(ids[0], ids[0] + 130))
+        rows = [row for row in api.ledger.rows() if row.id == "100"]
+        assert [(row.state, row.connection) for row in rows] == [("unsent", 0), ("written", 2)]
+
+
+@elastic_time
+async def test_backfill_keeps_the_rules_of_its_time() -> None:
+    """A rule that was added later does not match what was before."""
+    async with XApi(Words("water", "land"), Settings(rate=1, enterprise=True)) as api:
+        add(api, {"value": "water"})
+        async with opened(api, FILTERED_PATH) as stream:
+            await read(stream, 10)
+        add(api, {"value": "land"})
+        async with opened(api, FILTERED_PATH, backfill_minutes="1") as stream:
+            assert {post["data"]["text"] for post in await read(stream, 10)} == {"water"}
+
+
+@elastic_time
+async def test_recovery_replays_a_range_and_ends() -> None:
+    """Two at a time beside the live stream, and each closes when it is done."""
+
+    def moment(seconds: float) -> str:
+        return datetime.fromtimestamp(began + seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+    async with XApi(Words("water"), Settings(rate=1, enterprise=True)) as api:
+        add(api, {"value": "water"})
+        async with opened(api, FILTERED_PATH) as stream:
+            began = api.clock.now()
+            await read(stream, 100)
+            wanted = {"start_time": moment(20), "end_time": moment(50)}
+            async with opened(api, FILTERED_PATH, **wanted) as past:
+                lines = (await past.read()).split(b"\r\n")
+            ids = [int(json.loads(line)["data"]["id"]) for line in lines if line]
+            assert 19 <= ids[0] <= 22
+            assert 48 <= ids[-1] <= 51
+            assert ids == list(range(ids[0], ids[-1] + 1))
+            await read(stream, 1)
+        assert [record.ending for record in api.ledger.connections] == ["open", "last_chunk"]
+
+
+@elastic_time
+async def test_partitions_share_the_posts_out() -> None:
+    """Disjoint, and together all of them."""
+    path = "/2/tweets/sample10/stream"
+    async with (
+        XApi(Words("water"), Settings(rate=100, limit=200)) as api,
+        opened(api, path, partition="1") as first,
+        opened(api, path, partition="2") as second,
+    ):
+        await api.feed.until(lambda: api.feed.exhausted and not api.ledger.counts["queued"])
+        counts = [record.written for record in api.ledger.connections]
+        ids = [
+            int(post["data"]["id"]) for s, n in zip((first, second), counts, strict=True) for post in await read(s, n)
+        ]
+        missed = {int(row.id) for row in api.ledger.rows() if row.state == "unsent"}
+        assert min(counts) > 50
+        assert sorted(ids) == sorted(set(range(1, 201)) - missed)
+
+
+@elastic_time
+async def test_posts_can_come_late_and_twice() -> None:
+    """Each connection has its own order, all posts come, and some of them again; the ledger has a row for each."""
+    settings = Settings(rate=50, limit=300, disorder=4, duplicates=0.1, connections=2)
+    async with XApi(Words("water"), settings) as api:
+        add(api, {"value": "water"})
+        async with opened(api, FILTERED_PATH) as first, opened(api, FILTERED_PATH) as second:
+            await api.feed.until(lambda: api.feed.exhausted and not api.ledger.counts["queued"])
+            counts = [record.written for record in api.ledger.connections]
+            one = [int(post["data"]["id"]) for post in await read(first, counts[0])]
+            other = [int(post["data"]["id"]) for post in await read(second, counts[1])]
+        assert one != other
+        for ids in (one, other):
+            assert ids != sorted(ids)
+            assert set(range(10, 301)) <= set(ids)
+            assert 10 < len(ids) - len(set(ids)) < 60
+        assert sum(counts) == len(api.ledger) - api.ledger.counts["unsent"]
+
+
+@elastic_time
+async def test_what_is_over_the_delivery_cap_is_unsent() -> None:
+    """Two hundred and fifty a second, and no more."""
+    async with XApi(Words("water"), Settings(rate=1000, limit=5000, delivery_cap=250)) as api:
+        add(api, {"value": "water"})
+        async with opened(api, FILTERED_PATH):
+            await api.feed.until(lambda: api.feed.exhausted and not api.ledger.counts["queued"])
+        assert 1240 < api.ledger.counts["written"] < 1600
+        assert {row.connection for row in api.ledger.rows() if row.state == "unsent"} == {1}
+
+
+@elastic_time
+async def test_rate_can_spike() -> None:
+    """Twenty-five times the posts for a second, then as before."""
+    async with XApi(Words("water"), Settings(rate=10)) as api:
+        add(api, {"value": "water"})
+        async with opened(api, FILTERED_PATH) as stream:
+            await read(stream, 10)
+            api.faults.inject("spike", seconds=1, factor=25)
+            began = asyncio.get_running_loop().time()
+            await read(stream, 240)
+            assert asyncio.get_running_loop().time() - began < 1.1
+            await read(stream, 30)
+            assert 2 < asyncio.get_running_loop().time() - began < 5
+            assert api.feed.rate == 10
+
+
+async def test_a_post_can_be_large_and_hold_a_key_that_nobody_knows() -> None:
+    """More than a mebibyte, in the ledger like any other."""
+    async with XApi(Words("water"), Settings(rate=0, limit=2)) as api:
+        add(api, {"value": "water"})
+        api.faults.inject("enlarge", bytes=1_100_000)
+        async with opened(api, FILTERED_PATH) as stream:
+            lines = [await stream.readuntil(b"\r\n", max_size=2_000_000) for _ in range(2)]
+        assert [len(line) > 1_100_000 for line in lines] == [True, False]
+        assert {"data", "matching_rules", "enlarged"} == json.loads(lines[0]).keys()

@@ -1,7 +1,10 @@
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import aiohttp
@@ -11,6 +14,7 @@ from local.posts import Post
 from local.x_api.answers import REFUSALS
 from local.x_api.server import XApi
 from local.x_api.settings import Settings
+from tests.elastic_loop import elastic_time
 
 PATH = "/2/tweets/search/stream"
 SAMPLE_PATH = "/2/tweets/sample/stream"
@@ -83,6 +87,15 @@ async def test_redundant_connections_are_a_setting() -> None:
         assert (await answer(http))[0] == 429
 
 
+async def test_a_newer_connection_can_replace_the_older_one() -> None:
+    """As one page of X's documentation has it: the old stream ends, the new one is open."""
+    async with serving(replaces=True) as (api, http), http.get(PATH) as first, http.get(PATH) as second:
+        assert (first.status, second.status) == (200, 200)
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await first.read()
+        assert [record.ending for record in api.ledger.connections] == ["replaced", "open"]
+
+
 async def test_ghost_keeps_the_slot_of_a_lost_connection() -> None:
     """After an end that X cannot see the slot stays taken for the time that was set."""
     async with serving(ghost_seconds=60) as (api, http):
@@ -132,6 +145,26 @@ async def test_connects_are_limited_and_counted_down() -> None:
         assert api.refused == {"too_many_connections": 2, "rate_limit": 1}
 
 
+async def test_refused_connects_can_be_for_free() -> None:
+    """Whether X counts them is not known, so both are there."""
+    async with serving(connects=2, counts_refused=False) as (api, http):
+        api.faults.inject("refuse", answer="service_unavailable", times=5)
+        assert [(await answer(http))[0] for _ in range(7)] == [503] * 5 + [200, 200]
+        assert (await answer(http))[0] == 429
+
+
+@elastic_time
+async def test_window_is_a_quarter_of_an_hour() -> None:
+    """And the date of the answers agrees with the reset, however X's time was moved."""
+    async with serving(connects=1) as (api, http):
+        assert (await answer(http))[0] == 200
+        async with http.get(PATH) as refused:
+            date = parsedate_to_datetime(refused.headers["date"]).timestamp()
+            assert 898 <= int(refused.headers["x-rate-limit-reset"]) - date <= 901
+        api.clock.advance(901)
+        assert (await answer(http))[0] == 200
+
+
 async def test_rate_limit_window_opens_again() -> None:
     """After the reset requests are answered anew."""
     async with serving(connects=1, window_seconds=0.2) as (_, http):
@@ -150,6 +183,8 @@ async def test_rate_limit_window_opens_again() -> None:
         ({"backfill_minutes": "6"}, "backfill_minutes"),
         ({"backfill_minutes": "5"}, "backfill_minutes"),
         ({"start_time": "2026-01-01T00:00:00Z"}, "start_time"),
+        ({"start_time": "yesterday"}, "start_time"),
+        ({"partition": "1"}, "partition"),
     ],
 )
 async def test_bad_parameters_are_400_and_named(query: dict[str, str], parameter: str) -> None:
@@ -158,6 +193,47 @@ async def test_bad_parameters_are_400_and_named(query: dict[str, str], parameter
         status, body = await answer(http, params=query)
         assert status == 400
         assert json.loads(body)["errors"][0]["parameters"] == {parameter: [query[parameter]]}
+
+
+async def test_backfill_without_access_can_be_403() -> None:
+    """Which of the two X gives is not known."""
+    async with serving(forbids_backfill=True) as (_, http):
+        assert await answer(http, params={"backfill_minutes": "1"}) == REFUSALS["client_forbidden"][:2]
+        assert (await answer(http, params={"nonsense": "1"}))[0] == 400
+
+
+@pytest.mark.parametrize(
+    ("start", "end"), [(-100, None), (None, -1), (-10, -20), (-25 * 3600, -60), (-24 * 3600 - 60, -10)]
+)
+async def test_recovery_wants_a_range_within_a_day(start: int | None, end: int | None) -> None:
+    """Both ends, in their order, not further back."""
+    async with serving(enterprise=True) as (api, http):
+        now = api.clock.now()
+        query = {
+            name: datetime.fromtimestamp(now + seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            for name, seconds in (("start_time", start), ("end_time", end))
+            if seconds is not None
+        }
+        assert (await answer(http, params=query))[0] == 400
+
+
+@pytest.mark.parametrize("value", [None, "0", "3", "x"])
+async def test_partition_is_needed_and_has_a_range(value: str | None) -> None:
+    """A volume stream without its partition is 400, and so is one that is not there."""
+    async with serving() as (_, http):
+        query = {} if value is None else {"partition": value}
+        status, body = await answer(http, "/2/tweets/sample10/stream", params=query)
+        assert status == 400
+        assert json.loads(body)["errors"][0]["parameters"] == {"partition": [value or ""]}
+
+
+async def test_each_partition_has_a_connection_of_its_own() -> None:
+    """One connection serves one partition."""
+    path = "/2/tweets/sample10/stream"
+    async with serving() as (_, http), http.get(path, params={"partition": "1"}) as first:
+        assert first.status == 200
+        assert (await answer(http, path, params={"partition": "2"}))[0] == 200
+        assert (await answer(http, path, params={"partition": "1"}))[0] == 429
 
 
 async def test_known_fields_are_taken() -> None:
@@ -200,7 +276,7 @@ async def test_every_refusal_can_be_asked_for(name: str) -> None:
     async with serving() as (api, http):
         api.faults.inject("refuse", answer=name, times=2)
         for _ in range(2):
-            async with http.get(PATH) as response:
+            async with http.get(PATH, allow_redirects=False) as response:
                 assert (response.status, await response.text()) == REFUSALS[name][:2]
                 assert response.content_type == REFUSALS[name].content_type.partition(";")[0]
         assert (await answer(http))[0] == 200
@@ -222,6 +298,26 @@ async def test_request_can_stay_without_an_answer() -> None:
         with pytest.raises(TimeoutError):
             await answer(http, timeout=aiohttp.ClientTimeout(total=0.1))
         assert api.refused == {"hang": 1}
+
+
+@elastic_time
+async def test_body_of_a_refusal_can_hang() -> None:
+    """Half of it comes, and then nothing."""
+    async with serving() as (api, http):
+        api.faults.inject("refuse", answer="service_unavailable", hanging=True)
+        async with http.get(PATH) as response:
+            assert response.status == 503
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(60):
+                    await response.read()
+
+
+async def test_redirect_points_elsewhere() -> None:
+    """A client must not follow it with its token."""
+    async with serving() as (api, http):
+        api.faults.inject("refuse", answer="redirect")
+        async with http.get(PATH, allow_redirects=False) as response:
+            assert (response.status, response.headers["location"]) == (307, "https://elsewhere.invalid/")
 
 
 async def test_request_can_be_dropped() -> None:

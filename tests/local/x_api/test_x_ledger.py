@@ -38,6 +38,17 @@ def test_counts_agree_with_the_rows() -> None:
     assert len(ledger) == 5
 
 
+def test_what_a_reset_destroyed_is_discarded_after_all() -> None:
+    """Rows and counts, those of the connection too."""
+    ledger = filled()
+    ledger.settle([0, 1, 2], WRITTEN)
+    ledger.withdraw([1, 2])
+    ledger.withdraw([])
+    assert [row.state for row in ledger.rows()] == ["written", "discarded", "discarded", "queued", "unsent"]
+    assert (ledger.counts["written"], ledger.counts["discarded"]) == (1, 2)
+    assert (ledger.connections[0].written, ledger.connections[0].discarded) == (1, 2)
+
+
 def test_connection_is_shown_without_its_token() -> None:
     """Secrets do not leave."""
     assert "secret" not in str(filled().connections[0].as_object())

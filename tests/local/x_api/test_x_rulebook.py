@@ -1,4 +1,5 @@
 from itertools import count
+from pathlib import Path
 
 import pytest
 
@@ -78,7 +79,7 @@ def test_rules_are_deleted_by_id_and_by_value(book: RuleBook) -> None:
     assert status == 200
     assert body["meta"]["summary"] == {"deleted": 2, "not_deleted": 2}
     assert len(body["errors"]) == 2
-    assert [rule.value for rule in book.all()] == ["c"]
+    assert [rule.value for rule in book.in_force()] == ["c"]
 
 
 def test_delete_all(book: RuleBook) -> None:
@@ -138,3 +139,33 @@ def test_a_change_changes_the_version(book: RuleBook) -> None:
     book.change(None, dry_run=False, delete_all=True)
     assert before != book.version
     assert not book.sampled
+
+
+def test_change_is_in_force_after_the_delay() -> None:
+    """The list has it at once."""
+    moment = [0.0]
+    book = RuleBook(lambda: "1", now=lambda: moment[0], delay=20)
+    add(book, "water")
+    for now, rules in ((19, 0), (20, 1)):
+        moment[0] = now
+        book.refresh()
+        assert (len(book), len(book.in_force()), book.version) == (1, rules, rules)
+
+
+def test_rules_outlive_the_program(tmp_path: Path) -> None:
+    """A file keeps values, tags and ids."""
+    numbers = count(1)
+    state = tmp_path / "rules.json"
+    book = RuleBook(lambda: str(next(numbers)), state=state)
+    book.change({"add": [{"value": "水車", "tag": "wet"}, {"value": "fire"}]}, dry_run=False, delete_all=False)
+    book.change({"delete": {"values": ["fire"]}}, dry_run=False, delete_all=False)
+    again = RuleBook(lambda: "9", state=state)
+    assert [rule.as_object() for rule in again.in_force()] == [{"value": "水車", "tag": "wet", "id": "1"}]
+
+
+def test_a_file_that_holds_no_rules_is_refused(tmp_path: Path) -> None:
+    """The message names it."""
+    state = tmp_path / "rules.json"
+    state.write_text("nonsense")
+    with pytest.raises(ValueError, match=str(state)):
+        RuleBook(lambda: "1", state=state)

@@ -9,9 +9,11 @@ import pytest
 
 from local.posts import Post
 from local.x_api.answers import disconnect_line
+from local.x_api.endings import Ending
+from local.x_api.layout import Layout
 from local.x_api.server import XApi
 from local.x_api.settings import Settings
-from local.x_api.stream import Ending, Layout
+from tests.elastic_loop import elastic_time
 
 CRLF = b"\r\n"
 # A character of two bytes, an escape, and what `str.splitlines` takes for the end of a line.
@@ -145,6 +147,43 @@ async def test_keep_alive_when_idle() -> None:
         assert api.stats()["keep_alives"] >= 3
 
 
+@elastic_time
+async def test_keep_alives_come_after_20_seconds_and_a_little() -> None:
+    """The little is a matter of chance, and some do not come at all if that is asked for."""
+    async with serving(Settings(limit=0)) as api, connected(api) as client:
+        await client.head()
+        loop = asyncio.get_running_loop()
+        moments = [loop.time()]
+        for number in range(6):
+            if number == 4:
+                api.faults.inject("missed_beats", beats=2)
+            assert await client.chunk() == CRLF
+            moments.append(loop.time())
+        pauses = [after - before for before, after in pairwise(moments)]
+        assert all(19.9 < pause < 21.6 for pause in pauses[1:4])
+        assert len({round(pause, 2) for pause in pauses[1:4]}) == 3
+        assert 59.9 < pauses[4] < 64.6
+        assert 19.9 < pauses[5] < 21.6
+
+
+@elastic_time
+async def test_trickle_is_so_many_bytes_a_second() -> None:
+    """A line of 200 bytes takes 40 seconds at 5; afterwards the stream runs again."""
+    source = Numbered()
+    size = len(source.line(1)) + 2
+    async with serving(Settings(rate=0.001, limit=2), source) as api, connected(api) as client:
+        await client.head()
+        await api.feed.until(lambda: api.feed.streams)
+        api.faults.inject("trickle", seconds=1000, bytes=5)
+        api.feed.set_rate(0)
+        first = await client.chunk()
+        began = asyncio.get_running_loop().time()
+        rest = [await client.chunk() for _ in range((2 * size - 1) // 5)]
+        assert {len(chunk) for chunk in (first, *rest[:-1])} == {5}
+        assert first + b"".join(rest) == source.line(1) + CRLF + source.line(2) + CRLF
+        assert round(asyncio.get_running_loop().time() - began) == len(rest)
+
+
 @pytest.mark.parametrize("layout", [Layout.BATCH, Layout.SPLIT])
 async def test_gzip_can_be_read_chunk_by_chunk(layout: Layout) -> None:
     """Each write is flushed: what a client has received it can inflate without waiting for more."""
@@ -188,6 +227,7 @@ async def test_no_gzip_unless_accepted() -> None:
     [
         (Ending.LAST_CHUNK, [b""]),
         (Ending.FIN, []),
+        (Ending.CUT, []),
         (
             Ending.OPERATIONAL_DISCONNECT,
             [disconnect_line("OperationalDisconnect") + CRLF],
@@ -207,7 +247,15 @@ async def test_orderly_endings(ending: Ending, tail: list[bytes]) -> None:
         assert (ending, 3, 0) == _end_of_first(api)
 
 
-@pytest.mark.parametrize(("ending", "tail"), [(Ending.FIN_MID_LINE, []), (Ending.LAST_CHUNK_MID_LINE, [b""])])
+@pytest.mark.parametrize(
+    ("ending", "tail"),
+    [
+        (Ending.FIN_MID_LINE, []),
+        (Ending.LAST_CHUNK_MID_LINE, [b""]),
+        (Ending.FIN_MID_BLOCK, []),
+        (Ending.LAST_CHUNK_MID_BLOCK, [b""]),
+    ],
+)
 async def test_endings_in_the_middle_of_a_line(ending: Ending, tail: list[bytes]) -> None:
     """Half of the next line comes; the ledger calls it discarded."""
     source = Numbered()
@@ -220,6 +268,52 @@ async def test_endings_in_the_middle_of_a_line(ending: Ending, tail: list[bytes]
         assert await client.chunks_to_end() == [line[: len(line) // 2], *tail]
         await api.feed.until(lambda: not api.feed.streams)
         assert (ending, 0, 1) == _end_of_first(api)
+
+
+@pytest.mark.parametrize("ending", [Ending.FIN_MID_BLOCK, Ending.LAST_CHUNK_MID_BLOCK])
+async def test_gzip_can_end_in_the_middle_of_a_block(ending: Ending) -> None:
+    """What came of the compressed stream can be inflated, and is neither the whole line nor an end."""
+    source = Numbered()
+    async with (
+        serving(Settings(rate=0.001, limit=1), source) as api,
+        connected(api, "accept-encoding: gzip\r\n") as client,
+    ):
+        await client.head()
+        await api.feed.until(lambda: api.feed.streams)
+        api.faults.inject(ending)
+        api.feed.set_rate(0)
+        inflate = zlib.decompressobj(wbits=31)
+        text = inflate.decompress(b"".join(await client.chunks_to_end()))
+        assert source.line(1).startswith(text)
+        assert len(text) < len(source.line(1))
+        assert not inflate.eof
+
+
+async def test_operational_disconnect_need_not_be_told() -> None:
+    """X warns that the line may not come; the Connections API knows the reason all the same."""
+    async with serving(Settings(limit=0)) as api, connected(api) as client:
+        await client.head()
+        await api.feed.until(lambda: api.feed.streams)
+        api.faults.inject("operational_disconnect", told=False)
+        assert await client.chunks_to_end() == []
+        assert _end_of_first(api) == (Ending.OPERATIONAL_DISCONNECT, 0, 0)
+
+
+@elastic_time
+async def test_reset_takes_back_what_it_destroys() -> None:
+    """Lines that the client's system had not confirmed are discarded: all that is called written can be read."""
+    source = Numbered(size=2000)
+    async with serving(Settings(rate=0, limit=20_000), source) as api, connected(api) as client:
+        await client.head()
+        # Nobody reads any more, so the systems of both ends fill up.
+        await api.feed.until(lambda: api.ledger.counts["queued"] and api.ledger.counts["written"] > 1000)
+        await asyncio.sleep(0.1)
+        api.faults.inject("reset")
+        await api.feed.until(lambda: not api.feed.streams)
+        _, written, discarded = _end_of_first(api)
+        received = b"".join(await client.chunks_to_end()).split(CRLF)
+        assert discarded
+        assert [source.line(number) for number in range(1, written + 1)] == received[:written]
 
 
 async def test_reset_is_a_reset() -> None:
@@ -295,6 +389,26 @@ async def test_slow_reader_is_dropped_and_its_queue_is_counted() -> None:
         received = b"".join(await client.chunks_to_end()).split(CRLF)
         assert [source.line(number) for number in range(1, written + 1)] == received[:written]
         assert written + discarded + api.ledger.counts["unsent"] == 2000
+
+
+async def test_queue_has_a_limit_of_posts_too() -> None:
+    """Over it the reader is too slow, however small the posts are."""
+    settings = Settings(rate=100_000, limit=50_000, queue_posts=1000)
+    async with serving(settings, Numbered(size=3000)) as api, connected(api) as client:
+        await client.head()
+        await api.feed.until(lambda: api.ledger.connections[0].ending != "open")
+        ending, _, discarded = _end_of_first(api)
+        assert (ending, discarded > 1000) == (Ending.SLOW_READER, True)
+
+
+async def test_slow_reader_can_be_told() -> None:
+    """The news stands behind what it has not read."""
+    settings = Settings(rate=20_000, limit=2000, queue_limit=1_000_000, tells_slow_readers=True)
+    async with serving(settings, Numbered(size=50_000)) as api, connected(api) as client:
+        await client.head()
+        await api.feed.until(lambda: api.ledger.connections[0].ending != "open")
+        assert (await client.chunks_to_end())[-1] == disconnect_line("SlowReader") + CRLF
+        assert _end_of_first(api)[0] == Ending.SLOW_READER
 
 
 async def test_reset_does_not_wait_for_another_ending() -> None:
