@@ -1,5 +1,5 @@
 """
-The HTTP server for operators and orchestrators: metrics, health, readiness, status.
+The HTTP server for operators and orchestrators: the live page, metrics, health, readiness, status.
 
 Rules:
 
@@ -8,12 +8,17 @@ Rules:
 * `/readyz` says whether posts can flow, and if not, why and since when. Others set its conditions in `Health`.
 * Everything is answered from memory, in one step of the loop, so that the figures of an answer belong together.
 * Reasons and figures hold no secret and no text of a post: who may connect may read everything.
+* The page is four files and a stream of server-sent events. Its policy for content forbids whatever is not from here,
+  and all scripts and styles inside the text, so that nothing which finds its way into a figure can run.
 """
 
+import asyncio
 import errno
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -22,10 +27,20 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.aiohttp import make_aiohttp_handler
 
-from service import __version__
+from service.core.verdict import STARTING, Check
 
 # A health check that a proxy answers from its memory is worse than none.
 _FRESH = {"Cache-Control": "no-store"}
+_PAGE = Path(__file__).parent / "page"
+_SAFE = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self';"
+    " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+# Each open page is asked for figures once a second. More of them than this is a mistake, or not meant well.
+LISTENERS = 16
+FRAME_SECONDS = 1.0
 
 
 class AdminError(Exception):
@@ -43,28 +58,28 @@ class Health:
 
     def __init__(self, names: Iterable[str], clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        self._checks: dict[str, tuple[bool, str, float]] = {name: (False, "starting", clock()) for name in names}
+        self._checks = {name: Check(False, STARTING, clock()) for name in names}
 
     def set(self, name: str, ok: bool, reason: str = "") -> None:
         """Set a condition. A new reason alone does not move the time since when it is as it is."""
-        was_ok, _, since = self._checks[name]
-        self._checks[name] = (ok, reason, since if ok == was_ok else self._clock())
+        before = self._checks[name]
+        self._checks[name] = Check(ok, reason, before.since if ok == before.ok else self._clock())
 
     @property
     def is_ready(self) -> bool:
         """Whether all conditions are met."""
-        return all(ok for ok, _, _ in self._checks.values())
+        return all(check.ok for check in self._checks.values())
 
     @property
-    def checks(self) -> dict[str, bool]:
-        """Each condition, and whether it is met."""
-        return {name: ok for name, (ok, _, _) in self._checks.items()}
+    def checks(self) -> dict[str, Check]:
+        """All conditions by their names, as they are now."""
+        return dict(self._checks)
 
     def report(self) -> dict[str, object]:
         """Give all conditions with their reasons, as `/readyz` shows them."""
         checks = {
-            name: {"ok": ok, "reason": reason, "since": datetime.fromtimestamp(since, UTC).isoformat("T", "seconds")}
-            for name, (ok, reason, since) in self._checks.items()
+            name: check._asdict() | {"since": datetime.fromtimestamp(check.since, UTC).isoformat("T", "seconds")}
+            for name, check in self._checks.items()
         }
         return {"ready": self.is_ready, "checks": checks}
 
@@ -79,6 +94,9 @@ class Admin:
         registry: what `/metrics` shows.
         health: what `/readyz` shows.
         status: gives what `/status` shows, called at each request.
+        history: gives what a page needs that has just been opened, as values for JSON.
+        frame: gives what the page shows now, in the same way; called for each open page.
+        frame_seconds: how often a page gets new figures.
 
     Raises: AdminError, when it is entered.
     """
@@ -90,21 +108,32 @@ class Admin:
         registry: CollectorRegistry,
         health: Health,
         status: Callable[[], Mapping[str, object]],
+        history: Callable[[], Mapping[str, object]],
+        frame: Callable[[], Mapping[str, object]],
+        frame_seconds: float = FRAME_SECONDS,
     ) -> None:
         self._host = host
         self._wanted_port = port
         self._health = health
         self._status = status
-        pages: list[tuple[str, Callable[[web.Request], Awaitable[web.StreamResponse]], str]] = [
-            ("/metrics", make_aiohttp_handler(registry), "for Prometheus"),
-            ("/healthz", self._get_health, "200 while the process lives"),
-            ("/readyz", self._get_readiness, "200 if posts can flow, else 503; the reasons as JSON"),
-            ("/status", self._get_status, "figures as JSON"),
-            ("/", self._get_index, "this list"),
+        self._history = history
+        self._frame = frame
+        self._frame_seconds = frame_seconds
+        self._listeners = 0
+        self._closing = asyncio.Event()
+        pages: list[tuple[str, Callable[[web.Request], Awaitable[web.StreamResponse]]]] = [
+            ("/metrics", make_aiohttp_handler(registry)),
+            ("/healthz", self._get_health),
+            ("/readyz", self._get_readiness),
+            ("/status", self._get_status),
+            ("/events", self._get_events),
+            ("/", _file("index.html", "text/html")),
+            ("/page.css", _file("page.css", "text/css")),
+            ("/page.js", _file("page.js", "text/javascript")),
+            ("/icon.svg", _file("icon.svg", "image/svg+xml")),
         ]
-        self._index = f"Millrace {__version__}\n\n" + "".join(f"{path:<10}{about}\n" for path, _, about in pages)
         application = web.Application()
-        application.add_routes([web.get(path, handler) for path, handler, _ in pages])
+        application.add_routes([web.get(path, handler) for path, handler in pages])
         # A scraper that holds its connection open must not hold up the end of the process.
         self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=1)
 
@@ -120,6 +149,7 @@ class Admin:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._closing.set()
         await self._runner.cleanup()
 
     @property
@@ -151,8 +181,37 @@ class Admin:
     async def _get_status(self, _request: web.Request) -> web.Response:
         return _json(self._status())
 
-    async def _get_index(self, _request: web.Request) -> web.Response:
-        return web.Response(text=self._index)
+    async def _get_events(self, request: web.Request) -> web.StreamResponse:
+        """Tell the figures for as long as somebody reads; a slow reader gets fewer of them, never old ones."""
+        if self._listeners >= LISTENERS:
+            return web.Response(status=503, text=f"{LISTENERS} pages are open already; close one\n", headers=_FRESH)
+        response = web.StreamResponse(headers={**_FRESH, **_SAFE, "Content-Type": "text/event-stream"})
+        self._listeners += 1
+        try:
+            await response.prepare(request)
+            await response.write(_event("history", self._history()))
+            while not self._closing.is_set():
+                await response.write(_event("frame", self._frame()))
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._closing.wait(), self._frame_seconds)
+            await response.write(_event("end", {}))
+        finally:
+            self._listeners -= 1
+        return response
+
+
+def _file(name: str, kind: str) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    """Return what answers with a file of the page, which is read now and once."""
+    text = (_PAGE / name).read_text(encoding="utf-8")
+
+    async def get(_request: web.Request) -> web.Response:
+        return web.Response(text=text, content_type=kind, headers={"Cache-Control": "no-cache", **_SAFE})
+
+    return get
+
+
+def _event(name: str, value: Mapping[str, object]) -> bytes:
+    return b"event: %s\ndata: %s\n\n" % (name.encode(), orjson.dumps(value))
 
 
 def _json(value: Mapping[str, object], status: int = 200) -> web.Response:

@@ -19,9 +19,11 @@ from typing import Any, TypeVar
 
 import structlog
 
+from service import __version__
 from service import log as logs
 from service.admin import Admin, AdminError, Health
 from service.config import Settings
+from service.core.board import Board
 from service.core.posts import PostReader
 from service.core.producer import Producer
 from service.core.reconnect import Ladders, Reason, Reconnect
@@ -56,10 +58,17 @@ class StartError(Exception):
 
 
 class StreamWatch:
-    """Tells metrics, readiness and the log how the connection to X is."""
+    """Tells metrics, readiness, the live page and the log how the connection to X is."""
 
-    def __init__(self, metrics: Metrics, health: Health, reject: Callable[[bytes, DropReason], None]) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        health: Health,
+        board: Board,
+        reject: Callable[[bytes, DropReason], None],
+    ) -> None:
         self._metrics = metrics
+        self._board = board
         self._health = health
         self.rejected = reject
         self.keep_alive = metrics.keep_alive
@@ -68,12 +77,14 @@ class StreamWatch:
         """X answered 200."""
         self._metrics.connected()
         self._health.set("stream", ok=True)
+        self._board.note(time.time(), "X", "connected")
         log.info("stream_connected")
 
     def disconnected(self, reason: Reason, detail: str, retry_seconds: float, healable: bool) -> None:
         """There is no connection; the next try comes in so many seconds."""
         self._metrics.disconnected(reason, detail, retry_seconds, healable)
         self._health.set("stream", ok=False, reason=f"{reason}: {detail}")
+        self._board.note(time.time(), "X", f"{reason}: {detail}", "bad")
         write = log.info if healable else log.error
         write("stream_disconnected", reason=reason, detail=detail, retry_seconds=round(retry_seconds, 2))
 
@@ -106,7 +117,18 @@ class Daemon:
         self._metrics.limits(settings.memory_limit, settings.journal_limit if settings.journal else 0)
         self._metrics.read_buffer_with(self._buffer)
         self._metrics.read_inside_with(self._inside)
-        self._admin = Admin(settings.http_host, settings.http_port, registry, self._health, self._status)
+        about = {"version": __version__, "source": settings.source, "kinesis_stream": settings.stream}
+        self._board = Board(about, shows_posts=settings.show_posts == "on")
+        self._sender: Sender | None = None
+        self._admin = Admin(
+            settings.http_host,
+            settings.http_port,
+            registry,
+            self._health,
+            self._status,
+            self._board.history,
+            lambda: self._board.frame(self._metrics.look()),
+        )
         self._totals = {"delivered": 0, "dropped": 0}
 
     async def run(self) -> None:
@@ -131,6 +153,7 @@ class Daemon:
                     trouble=KinesisError,
                 )
                 facts = await sender.start()
+                self._sender = sender
             except (AdminError, JournalError, KinesisError) as error:
                 raise StartError(str(error)) from None
             self._health.set("kinesis", ok=True)
@@ -161,6 +184,7 @@ class Daemon:
             observer=self._metrics,
             on_outcomes=self._on_outcomes,
             keep=self._letters.add,
+            on_posts=self._board.take if self._settings.show_posts == "on" else None,
         )
         async with asyncio.TaskGroup() as outer:
             sending = outer.create_task(sender.run())
@@ -172,6 +196,7 @@ class Daemon:
                 await asyncio.wait([reading, stopping], return_when=asyncio.FIRST_COMPLETED)
                 reading.cancel()
             self._health.set("stream", ok=False, reason="the source is closed")
+            self._board.closing = True
             # An input that ended by itself may take its time; a signal may not.
             feeding_out = outer.create_task(intake.room())
             await asyncio.wait([feeding_out, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -204,6 +229,7 @@ class Daemon:
 
     async def _read(self, intake: Intake) -> None:
         if self._settings.source == "stdin":
+            self._metrics.connected()
             self._health.set("stream", ok=True)
             await Stdin(sys.stdin.fileno(), intake.take, intake.reject, intake.room).run()
         else:
@@ -211,7 +237,7 @@ class Daemon:
 
     async def _read_x(self, intake: Intake) -> None:
         settings = self._settings
-        watch = StreamWatch(self._metrics, self._health, intake.reject)
+        watch = StreamWatch(self._metrics, self._health, self._board, intake.reject)
         ladders = Ladders(self._rng)
         token = await self._insist(watch, lambda: fetch_token(settings, ladders))
         self._redactor.add(token)
@@ -274,7 +300,9 @@ class Daemon:
 
     def _inside(self) -> Inside:
         now = asyncio.get_running_loop().time()
-        return Inside(self._producer.statistics(), self._producer.shards(now), self._health.checks)
+        facts = self._sender.facts if self._sender else None
+        mode = facts.mode if facts else ""
+        return Inside(self._producer.statistics(), self._producer.shards(now), self._health.checks, mode)
 
     def _status(self) -> Mapping[str, Any]:
         return {
@@ -293,6 +321,7 @@ class Daemon:
             await asyncio.sleep(LOOK_SECONDS)
             self._metrics.loop_delay(now() - due)
             self._look()
+            self._board.add(self._metrics.look())
             looks += 1
             if looks % (PROGRESS_SECONDS // LOOK_SECONDS) == 0:
                 log.info("progress", **self._totals, **self._buffer()._asdict())

@@ -266,6 +266,9 @@ class Settings:
         str, Reader(str, "address or name"), "Where the admin server listens; 0.0.0.0 opens it to the network."
     ] = "127.0.0.1"
     http_port: Annotated[int, _number(int, 0, 65535), "Its port; 0 takes any free one."] = 8080
+    show_posts: Annotated[
+        str, _choice("off", "on"), "on: the live page names the last posts, by id and author, to all who may open it."
+    ] = "off"
     shutdown_seconds: Annotated[
         float, _number(float, 0, 3600), "How long SIGTERM waits for posts in memory to be confirmed."
     ] = 8.0

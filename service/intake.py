@@ -84,6 +84,7 @@ class Intake:
         observer: what counts.
         on_outcomes: called with posts that end here, because there is no place for them.
         keep: called with each line that is no post, and the reason.
+        on_posts: called with the posts of each chunk that came, if anybody wants to see them.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Intake:
         observer: Observer,
         on_outcomes: Callable[[list[Outcome]], None],
         keep: Callable[[bytes, DropReason], None],
+        on_posts: Callable[[list[Post]], None] | None = None,
     ) -> None:
         self._reader = reader
         self._sender = sender
@@ -102,6 +104,7 @@ class Intake:
         self._observer = observer
         self._on_outcomes = on_outcomes
         self._keep = keep
+        self._on_posts = on_posts
         self._waiting = asyncio.Event()
         self._fed = asyncio.Event()
         self._fed.set()
@@ -116,6 +119,8 @@ class Intake:
         if posts:
             self._observer.received(len(posts), sum([len(post.line) for post in posts]))
             self._note_lag(posts[-1].id, len(posts))
+            if self._on_posts is not None:
+                self._on_posts(posts)
             self._hand_on(posts)
         return [line for line, reason, _ in rejected if reason is DropReason.X_ERROR]
 

@@ -27,11 +27,13 @@ from prometheus_client import CollectorRegistry, Info, ProcessCollector
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from service import __version__
+from service.core.board import Look
 from service.core.figures import Count, Counts, Histogram
 from service.core.limits import ON_DEMAND_UNIT_BYTES, PAYLOAD_UNIT_BYTES
 from service.core.producer import ShardState, Statistics
 from service.core.reconnect import Reason
 from service.core.records import DropReason, FailureKind, Outcome, PutRequest, RecordResult, RequestFailure, SealReason
+from service.core.verdict import Check
 
 # From the first linger to the longest back-off of a throttled shard.
 _DELIVERY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -65,11 +67,23 @@ class Buffer(NamedTuple):
 
 
 class Inside(NamedTuple):
-    """What is looked up at each scrape beside the buffer; `checks` are those of the readiness."""
+    """
+    What is looked up at each scrape beside the buffer.
+
+    Attributes:
+        producer: what is inside.
+        shards: how each is.
+        checks: the conditions of the readiness.
+        mode: PROVISIONED or ON_DEMAND; "" while that is not known.
+    """
 
     producer: Statistics
     shards: Sequence[ShardState]
-    checks: Mapping[str, bool]
+    checks: Mapping[str, Check]
+    mode: str = ""
+
+
+_NOTHING = Inside(Statistics(0, 0, 0, 0, 0, 0, 0), (), {})
 
 
 class _Family(NamedTuple):
@@ -91,7 +105,7 @@ class _Family(NamedTuple):
 
 class Metrics:
     """
-    What the shell reports to. Its attributes without an underscore are the figures that the live page shows too.
+    What the shell reports to.
 
     Args:
         registry: where the series are registered; `new_registry` makes one.
@@ -110,42 +124,40 @@ class Metrics:
         self._clock = clock
         self._wall = wall
         self._read_buffer: Callable[[], Buffer] = lambda: Buffer(0, 0)
-        self._read_inside: Callable[[], Inside] | None = None
+        self._read_inside: Callable[[], Inside] = lambda: _NOTHING
         self._limits = (0, 0)
 
-        self.received_posts = self._counter("posts_received_total", "Posts and lines that came from the source.")
-        self.received_bytes = self._counter("received_bytes_total", "Bytes of the lines that came from the source.")
-        self.recovered_posts = self._counter(
-            "posts_recovered_total", "Posts of an earlier run that were taken up again."
-        )
+        self._received = self._counter("posts_received_total", "Posts and lines that came from the source.")
+        self._received_bytes = self._counter("received_bytes_total", "Bytes of the lines that came from the source.")
+        self._recovered = self._counter("posts_recovered_total", "Posts of an earlier run that were taken up again.")
         # It enters the sum of all posts; nothing in this version finds posts twice.
-        self.duplicate_posts = self._counter(
+        self._duplicate = self._counter(
             "posts_duplicate_total", "Posts that had been received before and were left out."
         )
-        self.delivered_posts = self._counter("posts_delivered_total", "Posts that Kinesis has confirmed.")
+        self._delivered = self._counter("posts_delivered_total", "Posts that Kinesis has confirmed.")
         self._perhaps_repeated = self._counter(
             "posts_perhaps_repeated_total", "Delivered posts that Kinesis may hold twice: an earlier answer was lost."
         )
-        self.dropped_posts = self._counters(
+        self._dropped = self._counters(
             "posts_dropped_total",
             "Posts and lines that were not delivered, by reason.",
             "reason",
             [reason.value for reason in DropReason],
         )
 
-        self.requests = self._counters(
+        self._requests = self._counters(
             "put_requests_total",
             "PutRecords requests that ended, by outcome.",
             "outcome",
             ["ok", "partial", *(kind.value for kind in FailureKind)],
         )
-        self.records = self._counters(
+        self._records = self._counters(
             "put_records_total",
             "Answers for single records, by outcome.",
             "outcome",
             ["delivered", "throttled", "failed"],
         )
-        self.retried_records = self._counter(
+        self._retries = self._counter(
             "put_record_retries_total", "Records in PutRecords requests that had been sent before."
         )
         self._errors = self._counters(
@@ -159,11 +171,11 @@ class Metrics:
         self._payload_units = self._counter(
             "put_payload_units_total", "Payload units of 25 KB of all records sent; Kinesis bills those that it took."
         )
-        self.billed_units = self._counter(
+        self._billed_units = self._counter(
             "billed_payload_units_total",
             "Payload units of 25 KB of the records that Kinesis took: by these it bills a provisioned stream.",
         )
-        self.billed_bytes = self._counter(
+        self._billed_bytes = self._counter(
             "billed_bytes_total",
             "Bytes of the records that Kinesis took, each rounded up to 1 KB: by these it bills an on-demand stream.",
         )
@@ -173,36 +185,36 @@ class Metrics:
             "reason",
             [reason.value for reason in SealReason],
         )
-        self.shard_throttles = self._counters("shard_throttles_total", "Records that a shard throttled.", "shard")
-        self.shard_records = self._counters("shard_records_total", "Records that a shard took.", "shard")
-        self.shard_bytes = self._counters("shard_bytes_total", "Bytes of the records that a shard took.", "shard")
-        self.order_violations = self._counter(
+        self._shard_throttles = self._counters("shard_throttles_total", "Records that a shard throttled.", "shard")
+        self._shard_records = self._counters("shard_records_total", "Records that a shard took.", "shard")
+        self._shard_bytes = self._counters("shard_bytes_total", "Bytes of the records that a shard took.", "shard")
+        self._order_violations = self._counter(
             "order_violations_total", "Records that were stored before an older one of their lane. Must stay 0."
         )
 
-        self.reconnects = self._counters(
+        self._reconnects = self._counters(
             "stream_reconnects_total",
             "Times that the source broke off or could not be opened, by reason.",
             "reason",
             list(Reason),
         )
         self._keep_alives = self._counter("stream_keep_alives_total", "Keep-alive signals that came from the source.")
-        self.is_connected = False
+        self._connected = False
         self._retry_at = 0.0
         self._gap_seconds = 0.0
         self._gap_since: float | None = None
         self._received_at = self._delivered_at = self._signal_at = 0.0
 
-        self.delivery = self._histogram(
+        self._delivery = self._histogram(
             "post_delivery_seconds",
             "From the arrival of a post to its confirmation; all posts of a record count as its oldest, and those that"
             " waited on disk from when they were read back.",
             _DELIVERY_BUCKETS,
         )
-        self.lag_seconds = self._histogram(
+        self._lag = self._histogram(
             "post_lag_seconds", "From the writing of a post, as its id tells, to its arrival.", _LAG_BUCKETS
         )
-        self.put = self._histogram("put_seconds", "Duration of PutRecords requests.", _PUT_BUCKETS)
+        self._put = self._histogram("put_seconds", "Duration of PutRecords requests.", _PUT_BUCKETS)
         self._request_records = self._histogram(
             "put_request_records", "Records in a PutRecords request.", _RECORDS_BUCKETS
         )
@@ -239,30 +251,30 @@ class Metrics:
 
     def received(self, posts: int, size: int) -> None:
         """Posts have come, `size` bytes in all, and are in the buffer from now on."""
-        self.received_posts.inc(posts)
-        self.received_bytes.inc(size)
+        self._received.inc(posts)
+        self._received_bytes.inc(size)
         self._received_at = self._signal_at = self._wall()
 
     def rejected(self, line: bytes, reason: DropReason) -> None:
         """One line has come that is not taken: it counts as received and dropped, and must not be reported twice."""
         self.received(1, len(line))
-        self.dropped_posts.labels(reason.value).inc()
+        self._dropped.labels(reason.value).inc()
 
     def recovered(self, posts: int) -> None:
         """Posts of an earlier run are in the buffer from now on."""
-        self.recovered_posts.inc(posts)
+        self._recovered.inc(posts)
 
     def shed(self, posts: int, reason: DropReason) -> None:
         """Posts have left the buffer that are not known one by one any more."""
-        self.dropped_posts.labels(reason.value).inc(posts)
+        self._dropped.labels(reason.value).inc(posts)
 
     def lag(self, seconds: float, posts: int = 1) -> None:
         """Posts have come that were written `seconds` ago."""
-        self.lag_seconds.observe(seconds, posts)
+        self._lag.observe(seconds, posts)
 
     def connected(self) -> None:
         """Tell that the source is open."""
-        self.is_connected = True
+        self._connected = True
         self._retry_at = 0.0
         self._signal_at = self._wall()
         self._gap_seconds = self.gap_seconds
@@ -270,9 +282,9 @@ class Metrics:
 
     def disconnected(self, reason: str, detail: str, retry_seconds: float, healable: bool) -> None:  # noqa: ARG002 - the log says the rest
         """Tell that the source is not open any more, or could not be opened; `reason` is one of a small fixed set."""
-        self.is_connected = False
+        self._connected = False
         self._retry_at = self._wall() + retry_seconds
-        self.reconnects.labels(reason).inc()
+        self._reconnects.labels(reason).inc()
         if self._gap_since is None:
             self._gap_since = self._clock()
 
@@ -289,14 +301,14 @@ class Metrics:
         """A PutRecords request has ended, with a result for each of its records or with none."""
         sizes = [record.size for record in request.records]
         size = sum(sizes)
-        self.put.observe(seconds)
+        self._put.observe(seconds)
         self._request_records.observe(len(sizes))
         self._request_bytes.observe(size)
         self._put_bytes.inc(size)
         self._payload_units.inc(_units(sizes, PAYLOAD_UNIT_BYTES))
-        self.retried_records.inc(sum([record.attempts > 1 for record in request.records]))
+        self._retries.inc(sum([record.attempts > 1 for record in request.records]))
         if isinstance(answer, RequestFailure):
-            self.requests.labels(answer.kind.value).inc()
+            self._requests.labels(answer.kind.value).inc()
             self._errors.labels(answer.code).inc()
             return
         taken: dict[str, list[int]] = {}
@@ -306,27 +318,27 @@ class Metrics:
             else:
                 self._errors.labels(result.error_code).inc()
         for shard_id, by_shard in taken.items():
-            self.shard_records.labels(shard_id).inc(len(by_shard))
-            self.shard_bytes.labels(shard_id).inc(sum(by_shard))
-            self.billed_units.inc(_units(by_shard, PAYLOAD_UNIT_BYTES))
-            self.billed_bytes.inc(_units(by_shard, ON_DEMAND_UNIT_BYTES) * ON_DEMAND_UNIT_BYTES)
+            self._shard_records.labels(shard_id).inc(len(by_shard))
+            self._shard_bytes.labels(shard_id).inc(sum(by_shard))
+            self._billed_units.inc(_units(by_shard, PAYLOAD_UNIT_BYTES))
+            self._billed_bytes.inc(_units(by_shard, ON_DEMAND_UNIT_BYTES) * ON_DEMAND_UNIT_BYTES)
         is_whole = sum(map(len, taken.values())) == len(sizes)
-        self.requests.labels("ok" if is_whole else "partial").inc()
+        self._requests.labels("ok" if is_whole else "partial").inc()
 
     def record_results(self, delivered: int, throttled: int, failed: int) -> None:
         """Tell how the records of one request fared."""
-        self.records.labels("delivered").inc(delivered)
-        self.records.labels("throttled").inc(throttled)
-        self.records.labels("failed").inc(failed)
+        self._records.labels("delivered").inc(delivered)
+        self._records.labels("throttled").inc(throttled)
+        self._records.labels("failed").inc(failed)
 
     def throttled(self, shard_id: str) -> None:
         """Tell that a shard has throttled one record."""
-        self.shard_throttles.labels(shard_id).inc()
+        self._shard_throttles.labels(shard_id).inc()
 
     def shards(self, shard_ids: Iterable[str]) -> None:
         """Tell the open shards: each gets its series, and those of all others end."""
         present = list(shard_ids)
-        for counts in (self.shard_throttles, self.shard_records, self.shard_bytes):
+        for counts in (self._shard_throttles, self._shard_records, self._shard_bytes):
             counts.keep(present)
 
     def outcomes(self, outcomes: Iterable[Outcome], now: float) -> None:
@@ -334,10 +346,10 @@ class Metrics:
         for outcome in outcomes:
             count = len(outcome.posts)
             if outcome.reason is not None:
-                self.dropped_posts.labels(outcome.reason.value).inc(count)
+                self._dropped.labels(outcome.reason.value).inc(count)
                 continue
-            self.delivered_posts.inc(count)
-            self.delivery.observe(now - outcome.posts[0].received_at, count)
+            self._delivered.inc(count)
+            self._delivery.observe(now - outcome.posts[0].received_at, count)
             self._delivered_at = self._wall()
             if outcome.repeated:
                 self._perhaps_repeated.inc(count)
@@ -348,13 +360,55 @@ class Metrics:
 
     def order_violation(self) -> None:
         """Tell that a record was stored before an older one of its lane."""
-        self.order_violations.inc()
+        self._order_violations.inc()
 
     # The process
 
     def loop_delay(self, seconds: float) -> None:
         """Tell how late a timer of the event loop came."""
         self._loop_delay.observe(seconds)
+
+    # The live page
+
+    def look(self) -> Look:
+        """Give the figures of this moment as the live page wants them."""
+        buffer, inside = self._read_buffer(), self._read_inside()
+        requests = dict(self._requests.items())
+        return Look(
+            at=self._wall(),
+            received=int(self._received.value),
+            recovered=int(self._recovered.value),
+            delivered=int(self._delivered.value),
+            duplicate=int(self._duplicate.value),
+            dropped=_whole(self._dropped),
+            buffered=buffer.posts,
+            on_disk=buffer.on_disk,
+            buffer_bytes=buffer.bytes,
+            buffer_limit=self._limits[0],
+            journal_bytes=buffer.journal_bytes,
+            journal_limit=self._limits[1],
+            connected=self._connected,
+            retry_at=self._retry_at,
+            signal_at=self._signal_at,
+            received_at=self._received_at,
+            reconnects=int(self._reconnects.total),
+            gap_seconds=self.gap_seconds,
+            requests=int(sum(requests.values())),
+            retries=int(self._retries.value),
+            failed_requests=int(sum(requests[kind.value] for kind in FailureKind)),
+            order_violations=int(self._order_violations.value),
+            billed_units=int(self._billed_units.value),
+            billed_bytes=int(self._billed_bytes.value),
+            mode=inside.mode,
+            shard_throttles=_whole(self._shard_throttles),
+            shard_records=_whole(self._shard_records),
+            shard_bytes=_whole(self._shard_bytes),
+            shards=inside.shards,
+            producer=inside.producer,
+            checks=inside.checks,
+            lag=self._lag,
+            delivery=self._delivery,
+        )
 
     # The scrape
 
@@ -392,8 +446,7 @@ class Metrics:
             self.gap_seconds,
         )
         yield from self._gauges()
-        if self._read_inside:
-            yield from _look(self._read_inside())
+        yield from _inner(self._read_inside())
 
     def _gauges(self) -> Iterator[Metric]:
         buffer = self._read_buffer()
@@ -405,7 +458,7 @@ class Metrics:
             ("buffer_limit_bytes", "The memory limit.", memory),
             ("journal_bytes", "Bytes of the posts in the journal.", buffer.journal_bytes),
             ("journal_limit_bytes", "The journal's limit; 0 without a journal.", journal),
-            ("stream_connected", "1 while the source is connected.", int(self.is_connected)),
+            ("stream_connected", "1 while the source is connected.", int(self._connected)),
             (
                 "stream_retry_timestamp_seconds",
                 "When the source will be tried again; 0 while it is connected.",
@@ -422,12 +475,16 @@ class Metrics:
             yield GaugeMetricFamily(f"millrace_{name}", documentation, value)
 
 
+def _whole(counts: Counts) -> dict[str, int]:
+    return {value: int(count) for value, count in counts.items()}
+
+
 def _units(sizes: Sequence[int], unit: int) -> int:
     """Count the begun units of all sizes."""
     return sum([-(-size // unit) for size in sizes])
 
 
-def _look(inside: Inside) -> Iterator[Metric]:
+def _inner(inside: Inside) -> Iterator[Metric]:
     producer = inside.producer
     for name, documentation, value in (
         ("lanes", "Lanes: slices of shards, each with its own queue.", producer.lanes),
@@ -438,8 +495,8 @@ def _look(inside: Inside) -> Iterator[Metric]:
     ):
         yield GaugeMetricFamily(f"millrace_{name}", documentation, value)
     ready = GaugeMetricFamily("millrace_ready", "1 while a condition of the readiness is met.", labels=["check"])
-    for check, is_met in inside.checks.items():
-        ready.add_metric([check], int(is_met))
+    for name, check in inside.checks.items():
+        ready.add_metric([name], int(check.ok))
     yield ready
     pace = GaugeMetricFamily(
         "millrace_shard_pace_ratio",

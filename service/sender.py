@@ -119,6 +119,11 @@ class Sender:
         return facts
 
     @property
+    def facts(self) -> StreamFacts | None:
+        """What the stream said of itself last; None before `start`."""
+        return self._known[0] if self._known else None
+
+    @property
     def has_room(self) -> bool:
         """Whether there is room in memory."""
         return self._producer.has_room

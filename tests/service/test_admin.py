@@ -1,10 +1,12 @@
 import asyncio
+import json
+import re
 from collections.abc import AsyncIterator, Mapping
 
 import pytest
 from aiohttp import ClientConnectionError, ClientSession
 
-from service.admin import Admin, AdminError, Health
+from service.admin import LISTENERS, Admin, AdminError, Health
 from service.metrics import Metrics, new_registry
 
 LOOPBACK = "127.0.0.1"
@@ -28,9 +30,10 @@ class Rig:
         self.clock = Clock()
         self.health = Health(["stream", "kinesis"], self.clock)
         self.figures: dict[str, object] = {"lanes": 4}
+        self.frame: dict[str, object] = {"at": 1}
         registry = new_registry()
         self.metrics = Metrics(registry)
-        self.admin = Admin(LOOPBACK, 0, registry, self.health, lambda: self.figures)
+        self.admin = Admin(LOOPBACK, 0, registry, self.health, lambda: self.figures, dict, lambda: self.frame, 0.01)
 
     async def ask(
         self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None
@@ -150,15 +153,28 @@ class TestPages:
         rig.figures["lanes"] = 8
         assert await rig.ask_json("/status") == (200, {"lanes": 8})
 
-    async def test_index(self, rig: Rig) -> None:
-        """The root lists all addresses, and each of them answers."""
+    async def test_the_page(self, rig: Rig) -> None:
+        """The root is the live page, and all that it names is there, of the right kind."""
         status, kind, text = await rig.ask("/")
-        assert (status, kind) == (200, "text/plain; charset=utf-8")
-        title, _, *lines = text.splitlines()
-        assert title.startswith("Millrace ")
-        paths = [line.split()[0] for line in lines]
-        assert paths == ["/metrics", "/healthz", "/readyz", "/status", "/"]
-        assert [(await rig.ask(path))[0] for path in paths] == [200, 200, 503, 200, 200]
+        assert (status, kind) == (200, "text/html; charset=utf-8")
+        named = set(re.findall(r'(?:src|href)="([^"#]+)"', text))
+        assert named == {"page.css", "page.js", "icon.svg", "metrics", "readyz", "healthz", "status"}
+        answers = {name: await rig.ask(f"/{name}") for name in named}
+        assert {name: status for name, (status, _, _) in answers.items()} == dict.fromkeys(named, 200) | {"readyz": 503}
+        assert answers["page.css"][1] == "text/css; charset=utf-8"
+        assert answers["page.js"][1] == "text/javascript; charset=utf-8"
+        assert answers["icon.svg"][1] == "image/svg+xml; charset=utf-8"
+
+    async def test_nothing_foreign(self, rig: Rig) -> None:
+        """The page runs and loads only what comes from here, and no script or style is inside its text."""
+        async with rig.client.get(f"http://{LOOPBACK}:{rig.admin.port}/") as answer:
+            text = await answer.text()
+            policy = answer.headers["Content-Security-Policy"]
+        assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';")
+        assert "unsafe" not in policy
+        assert not re.search(r"https?://|<style|style=|<script>|\son\w+=", text)
+        _, _, script = await rig.ask("/page.js")
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document.write|eval", script)
 
     async def test_unknown(self, rig: Rig) -> None:
         """An address that is none is not found."""
@@ -170,9 +186,52 @@ class TestPages:
         assert (await rig.ask("/healthz", "HEAD"))[0] == 200
 
 
+class TestEvents:
+    async def read(self, rig: Rig, events: int) -> list[tuple[str, object]]:
+        """Read so many events: their names and what they tell."""
+        url = f"http://{LOOPBACK}:{rig.admin.port}/events"
+        found: list[tuple[str, object]] = []
+        async with asyncio.timeout(5), rig.client.get(url) as answer:
+            assert (answer.status, answer.content_type) == (200, "text/event-stream")
+            async for line in answer.content:
+                field, _, value = line.decode().strip().partition(": ")
+                if field == "event":
+                    name = value
+                elif field == "data":
+                    found.append((name, json.loads(value)))
+                if len(found) == events:
+                    break
+        return found
+
+    async def test_order(self, rig: Rig) -> None:
+        """First what was, then what is, again and again."""
+        assert await self.read(rig, 4) == [("history", {}), *[("frame", {"at": 1})] * 3]
+
+    async def test_end(self) -> None:
+        """A page that is open is told of the end, and does not hold it up."""
+        async with ClientSession() as client, asyncio.timeout(5):
+            rig = Rig(client)
+            async with rig.admin:
+                answer = await client.get(f"http://{LOOPBACK}:{rig.admin.port}/events")
+            assert (await answer.read()).endswith(b"event: end\ndata: {}\n\n")
+
+    async def test_too_many(self, rig: Rig) -> None:
+        """Pages cost something each; one too many is told so, and has its place when another is closed."""
+        url = f"http://{LOOPBACK}:{rig.admin.port}/events"
+        async with asyncio.timeout(5):
+            pages = [await rig.client.get(url) for _ in range(LISTENERS)]
+            assert (await rig.ask("/events"))[0] == 503
+            pages[0].close()
+            while (answer := await rig.client.get(url)).status == 503:
+                await asyncio.sleep(0)
+            assert answer.status == 200
+            for page in [*pages, answer]:
+                page.close()
+
+
 class TestListening:
     def make(self, host: str, port: int) -> Admin:
-        return Admin(host, port, new_registry(), Health([]), dict)
+        return Admin(host, port, new_registry(), Health([]), dict, dict, dict)
 
     async def test_port_in_use(self) -> None:
         """A port that is taken is one line with the setting and the way out."""

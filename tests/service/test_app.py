@@ -1,6 +1,7 @@
 """The parts of the composition root that stand by themselves; the daemon as a whole runs in tests/integration."""
 
 from random import Random
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -10,6 +11,7 @@ from local.x_api.settings import Settings as XSettings
 from service.admin import Health
 from service.app import StreamWatch, fetch_token
 from service.config import load
+from service.core.board import Board
 from service.core.reconnect import Ladders, Reason
 from service.core.records import DropReason
 from service.metrics import Metrics, new_registry
@@ -24,14 +26,21 @@ class Rig:
     def __init__(self) -> None:
         self.registry = new_registry()
         self.health = Health(["stream"], lambda: 0.0)
+        self.metrics = Metrics(self.registry)
+        self.board = Board({}, shows_posts=False)
         self.rejected: list[tuple[bytes, DropReason]] = []
         self.watch = StreamWatch(
-            Metrics(self.registry), self.health, lambda line, reason: self.rejected.append((line, reason))
+            self.metrics, self.health, self.board, lambda line, reason: self.rejected.append((line, reason))
         )
 
     def value(self, name: str, **labels: str) -> float | None:
         """Read a metric."""
         return self.registry.get_sample_value(f"millrace_{name}", labels)
+
+    def events(self) -> list[str]:
+        """Say what the live page has noted."""
+        events: Any = self.board.frame(self.metrics.look())["events"]
+        return [event["text"] for event in events]
 
     def reason(self) -> str:
         """Say why the stream is not ready; empty if it is."""
@@ -41,12 +50,13 @@ class Rig:
 
 
 def test_a_connection_is_told_to_everybody() -> None:
-    """Metrics, readiness and log agree, from the first connection on."""
+    """Metrics, readiness, live page and log agree, from the first connection on."""
     rig = Rig()
     with capture_logs() as logs:
         rig.watch.connected()
     assert rig.health.is_ready
     assert rig.value("stream_connected") == 1
+    assert rig.events() == ["connected"]
     assert logs == [{"event": "stream_connected", "log_level": "info"}]
 
 
@@ -61,6 +71,7 @@ def test_a_lost_connection_is_told_with_its_reason(reason: Reason, healable: boo
         rig.watch.disconnected(reason, "what X said", 1.2345, healable)
     assert not rig.health.is_ready
     assert rig.reason() == f"{reason}: what X said"
+    assert rig.events() == ["connected", f"{reason}: what X said"]
     assert rig.value("stream_connected") == 0
     assert rig.value("stream_reconnects_total", reason=reason) == 1
     (entry,) = logs

@@ -135,6 +135,7 @@ class Rig:
         self.observer = Observer()
         self.letters: list[tuple[bytes, DropReason]] = []
         self.outcomes: list[Outcome] = []
+        self.seen: list[list[Post]] = []
         self.intake = Intake(
             PostReader("author_id"),
             self.memory,
@@ -142,6 +143,7 @@ class Rig:
             observer=self.observer,
             on_outcomes=self._end,
             keep=lambda line, reason: self.letters.append((line, reason)),
+            on_posts=self.seen.append,
         )
 
     def _end(self, outcomes: list[Outcome]) -> None:
@@ -525,3 +527,11 @@ class IntakeMachine(RuleBasedStateMachine):
 
 TestIntakeMachine = IntakeMachine.TestCase
 TestIntakeMachine.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
+
+
+async def test_posts_that_come_are_shown() -> None:
+    """Who wants to see the posts of a chunk gets them once, as they come; lines that are none are not among them."""
+    rig = Rig()
+    rig.intake.take([b'{"data":{"id":"1"}}', b"not a post", b'{"data":{"id":"2"}}'])
+    rig.intake.take([b"not a post"])
+    assert [[post.id for post in posts] for posts in rig.seen] == [["1", "2"]]

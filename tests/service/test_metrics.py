@@ -17,6 +17,7 @@ from service.core.records import (
     RequestFailure,
     SealReason,
 )
+from service.core.verdict import Check
 from service.metrics import Buffer, Inside, Metrics, new_registry
 
 # Dashboards and alerts rely on these names; the parser gives counters without their _total.
@@ -53,6 +54,9 @@ FAMILIES = {
     *("posts_delivered_timestamp_seconds", "lanes", "lanes_in_flight", "lanes_backing_off", "ready"),
     *("put_requests_in_flight", "put_requests_window"),
 }
+
+
+WELL, BAD = Check(True, "", 0.0), Check(False, "no answer", 0.0)
 
 
 class Clock:
@@ -133,7 +137,7 @@ class TestExposition:
         """Each family has help and a type, only counters end in _total, and there are no series of birth times."""
         shards = [ShardState("shardId-000000000000", 1.0, 0, 0, 0.0)]
         metrics.shards(["shardId-000000000000"])
-        metrics.read_inside_with(lambda: Inside(Statistics(0, 0, 1, 0, 0, 0, 8), shards, {"stream": True}))
+        metrics.read_inside_with(lambda: Inside(Statistics(0, 0, 1, 0, 0, 0, 8), shards, {"stream": WELL}))
         families = list(text_string_to_metric_families(generate_latest(registry).decode()))
         ours = [family for family in families if family.name.startswith("millrace_")]
         assert {family.name.removeprefix("millrace_") for family in ours} == FAMILIES
@@ -372,11 +376,12 @@ class TestSink:
 
 class TestInside:
     def test_looked_up(self, metrics: Metrics, scraper: Scraper) -> None:
-        """Lanes, shards and readiness are asked for at the scrape; before anybody answers, they have no series."""
-        assert "lanes" not in {name for name, _ in scraper()}
+        """Lanes, shards and readiness are asked for at the scrape; before anybody answers, there are none."""
+        assert scraper.value("lanes") == 0
+        assert scraper.labels("ready", "check") == set()
         producer = Statistics(7, 700, 2, 1, 1, 1, 8)
         shards = [ShardState("a", 0.7, 1, 3, 2.5), ShardState("b", 1.0, 0, 0, 0.0)]
-        metrics.read_inside_with(lambda: Inside(producer, shards, {"stream": True, "kinesis": False}))
+        metrics.read_inside_with(lambda: Inside(producer, shards, {"stream": WELL, "kinesis": BAD}))
         assert [scraper.value(f"lanes{name}") for name in ("", "_in_flight", "_backing_off")] == [2, 1, 1]
         assert (scraper.value("put_requests_in_flight"), scraper.value("put_requests_window")) == (1, 8)
         assert (scraper.value("ready", check="stream"), scraper.value("ready", check="kinesis")) == (1, 0)
@@ -397,3 +402,26 @@ class TestInside:
         metrics.loop_delay(0.2)
         assert scraper.value("loop_delay_seconds_bucket", le="0.1") == 0
         assert scraper.value("loop_delay_seconds_bucket", le="0.25") == 1
+
+
+def test_a_look(metrics: Metrics, clock: Clock) -> None:
+    """The live page sees the same figures as a scrape, as plain values."""
+    metrics.limits(1000, 5000)
+    metrics.read_buffer_with(lambda: Buffer(3, 300, 700, 2))
+    metrics.shards(["a"])
+    shards = [ShardState("a", 0.7, 1, 3, 2.5)]
+    metrics.read_inside_with(lambda: Inside(Statistics(3, 300, 1, 1, 0, 1, 8), shards, {"stream": WELL}, "ON_DEMAND"))
+    metrics.received(9, 900)
+    metrics.outcomes([Outcome(posts(5)), Outcome(posts(1), DropReason.REFUSED)], 1.0)
+    answer = [RecordResult("a", "1"), RecordResult(error_code="InternalFailure")]
+    metrics.request_done(request([100, 100]), 0.03, answer)
+    metrics.request_done(request([100]), 0.03, RequestFailure(FailureKind.UNKNOWN, "500", "it failed"))
+    metrics.disconnected("stall", "", 0.0, True)
+    clock.now += 4
+    look = metrics.look()
+    assert (look.received, look.delivered, look.dropped["refused"], look.buffered, look.on_disk) == (9, 5, 1, 3, 2)
+    assert (look.buffer_bytes, look.buffer_limit, look.journal_bytes, look.journal_limit) == (300, 1000, 700, 5000)
+    assert (look.requests, look.failed_requests, look.billed_units, look.billed_bytes) == (2, 1, 1, 1024)
+    assert (look.shard_records, look.shard_bytes, look.shard_throttles) == ({"a": 1}, {"a": 100}, {"a": 0})
+    assert (look.connected, look.reconnects, look.gap_seconds) == (False, 1, 4)
+    assert (look.mode, look.shards, look.checks) == ("ON_DEMAND", shards, {"stream": WELL})
