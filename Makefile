@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo bench test format lock clean
+.PHONY: help setup setup-dev demo bench test audit format lock clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -41,6 +41,16 @@ test: setup-dev ## lint, types and all tests
 	$(BIN)/mypy
 	$(BIN)/pytest
 
+# Some 35 s to install, once: checkov pins what the daemon has newer.
+audit: setup-dev .audit/stamp ## the template against the rules of checkov and AWS Control Tower
+	$(BIN)/python -m deploy.audit .audit
+
+.audit/stamp: requirements/audit.txt requirements/guard.txt
+	$(PYTHON) -m venv .audit
+	.audit/bin/pip install --quiet --no-compile --require-hashes -r requirements/audit.txt
+	.audit/bin/pip install --quiet --no-compile --require-hashes --no-deps -r requirements/guard.txt
+	@touch $@
+
 format: setup-dev ## let ruff put the code in order
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -52,6 +62,10 @@ lock: ## write requirements/*.txt anew from pyproject.toml
 	  uv pip compile pyproject.toml $$group --universal --python-version 3.11 --upgrade --generate-hashes \
 	    --no-strip-extras --no-annotate --no-header --quiet -o requirements/$$set.txt; \
 	done
+	uv pip compile requirements/audit.in --universal --python-version 3.11 --upgrade --generate-hashes \
+	  --no-strip-extras --no-annotate --no-header --quiet -o requirements/audit.txt
+	uv pip compile requirements/guard.in --no-deps --universal --python-version 3.11 --upgrade --generate-hashes \
+	  --no-annotate --no-header --quiet -o requirements/guard.txt
 
 clean: ## remove what the targets above made
-	rm -rf $(VENV) .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .audit .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,9 +1,10 @@
 """
 Reads deploy/template.yaml, so that a local run has the names and settings of the stack and cannot drift from it.
 
-Knows as much of CloudFormation as that template uses: parameters and their defaults, conditions, the short forms of
-Ref, Fn::Sub, Fn::GetAtt, Fn::If and Fn::Equals, and AWS::NoValue. What it cannot resolve is a `TemplateError` that
-names it, and so is a setting that a local run would have to ignore: a run on guessed settings proves nothing.
+Knows as much of CloudFormation as that template uses: parameters and their defaults, conditions, mappings, the short
+forms of Ref, Fn::Sub, Fn::GetAtt, Fn::If, Fn::Equals, Fn::And, Fn::Not, Fn::Split and Fn::FindInMap, and AWS::NoValue.
+What it cannot resolve is a `TemplateError` that names it, and so is a setting that a local run would have to ignore: a
+run on guessed settings proves nothing.
 """
 
 import re
@@ -99,9 +100,10 @@ class Template:
                 "BillingMode",
                 "GlobalSecondaryIndexes",
                 "KeySchema",
+                "OnDemandThroughput",
                 "SSESpecification",
             },
-            unused={"TimeToLiveSpecification", "PointInTimeRecoverySpecification"},
+            unused={"DeletionProtectionEnabled", "PointInTimeRecoverySpecification", "TimeToLiveSpecification"},
         )
         # The one name in which CloudFormation and the API differ.
         definition["SSESpecification"] = {"Enabled": definition["SSESpecification"]["SSEEnabled"]}
@@ -127,7 +129,7 @@ class Template:
                 "ParallelizationFactor",
                 "StartingPosition",
             },
-            unused={"EventSourceArn", "FunctionName", "DestinationConfig", "MetricsConfig"},
+            unused={"DestinationConfig", "Enabled", "EventSourceArn", "FunctionName", "MetricsConfig"},
         )
         return MappingSettings(
             batch_size=settings["BatchSize"],
@@ -177,7 +179,7 @@ class Template:
         if isinstance(node, Mapping):
             if len(node) == 1:
                 name, argument = next(iter(node.items()))
-                if name == "Ref" or name.startswith("Fn::"):
+                if name == "Ref" or name.startswith("Fn::") or (name == "Condition" and isinstance(argument, str)):
                     return self._intrinsic(name, argument, outside)
             pairs = ((name, self.resolve(value, outside)) for name, value in node.items())
             return {name: value for name, value in pairs if value is not _NO_VALUE}
@@ -193,16 +195,39 @@ class Template:
             case "Fn::GetAtt", [str() as resource, str() as attribute]:
                 return self._reference(resource, attribute, outside)
             case "Fn::Sub", str():
-                return re.sub(
-                    r"\$\{([^}.]*)\.?([^}]*)\}",
-                    lambda found: _text(self._reference(found[1], found[2] or None, outside)),
-                    argument,
-                )
+                return self._substitute(argument, {}, outside)
+            case "Fn::Sub", [str() as text, Mapping() as variables]:
+                return self._substitute(text, variables, outside)
             case "Fn::If", [str() as condition, then, otherwise]:
                 return self.resolve(then if self._is_true(condition) else otherwise, outside)
             case "Fn::Equals", [left, right]:
                 return _text(self.resolve(left, outside)) == _text(self.resolve(right, outside))
+            case "Condition", str():
+                return self._is_true(argument)
+            case "Fn::Not", [condition]:
+                return not self.resolve(condition, outside)
+            case "Fn::And", [_, _, *_] as conditions:
+                return all(self.resolve(condition, outside) for condition in conditions)
+            case "Fn::Split", [str() as separator, text]:
+                return _text(self.resolve(text, outside)).split(separator)
+            case "Fn::FindInMap", [str() as table, row, str() as column]:
+                return self._find(table, _text(self.resolve(row, outside)), column)
         raise TemplateError(f"{name} of {argument!r} is more than can be resolved here")
+
+    def _substitute(self, text: str, variables: Mapping[str, Any], outside: Outside) -> str:
+        def value(found: re.Match[str]) -> str:
+            name, attribute = found[1], found[2] or None
+            if name in variables and attribute is None:
+                return _text(self.resolve(variables[name], outside))
+            return _text(self._reference(name, attribute, outside))
+
+        return re.sub(r"\$\{([^}.]*)\.?([^}]*)\}", value, text)
+
+    def _find(self, table: str, row: str, column: str) -> Any:
+        try:
+            return self.document["Mappings"][table][row][column]
+        except KeyError:
+            raise TemplateError(f"the mapping {table} has no {row}, {column}") from None
 
     def _reference(self, name: str, attribute: str | None, outside: Outside) -> Any:
         if name == "AWS::NoValue":

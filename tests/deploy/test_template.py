@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import product
 from pathlib import Path
 from threading import Thread
 from types import SimpleNamespace
@@ -18,119 +17,15 @@ from cfnlint.api import lint_file
 from cfnlint.config import ManualArgs
 from moto.server import ThreadedMotoServer
 
-from local.template import TEMPLATE, Template, load
+from local.template import TEMPLATE, Template
+from service.config import load
+from tests.deploy.checks import CHANGES, SWITCHES
+from tests.deploy.rendering import CODE, DOCUMENT, FULL, allowed, leaves, needs, render, symbol
 
-DOCUMENT = load().document
 RESOURCES = DOCUMENT["Resources"]
-CODE = {"ArtifactBucket": "code", "ArtifactKey": "1.zip"}
-REFERENCE = re.compile(r"\$\{(\w+)")
-
-# A parameter, a value that is not its default, and every property that this changes; None is one that goes away.
-CHANGES: list[tuple[str, str | int, dict[str, Any]]] = [
-    ("ArtifactBucket", "other", {"DDBEventProcessor.Code.S3Bucket": "other"}),
-    ("ArtifactKey", "2.zip", {"DDBEventProcessor.Code.S3Key": "2.zip"}),
-    (
-        "StreamMode",
-        "ON_DEMAND",
-        {"EventStream.StreamModeDetails.StreamMode": "ON_DEMAND", "EventStream.ShardCount": None},
-    ),
-    ("ShardCount", 3, {"EventStream.ShardCount": 3}),
-    ("FunctionMemory", 1769, {"DDBEventProcessor.MemorySize": 1769}),
-    ("FunctionTimeout", 120, {"DDBEventProcessor.Timeout": 120}),
-    (
-        "LogRetentionDays",
-        90,
-        {"DDBEventProcessorLogs.RetentionInDays": 90, "CleanupLogs.RetentionInDays": 90},
-    ),
-    ("BatchSize", 77, {"EventSourceMapping.BatchSize": 77}),
-    ("MaximumBatchingWindowInSeconds", 7, {"EventSourceMapping.MaximumBatchingWindowInSeconds": 7}),
-    ("ParallelizationFactor", 4, {"EventSourceMapping.ParallelizationFactor": 4}),
-    ("MaximumRetryAttempts", 6, {"EventSourceMapping.MaximumRetryAttempts": 6}),
-    ("MaximumRecordAgeInSeconds", 3600, {"EventSourceMapping.MaximumRecordAgeInSeconds": 3600}),
-    (
-        "RetentionDays",
-        9,
-        {
-            "DDBEventProcessor.Environment.Variables.TTL_DAYS": 9,
-            "FailureBucket.LifecycleConfiguration.Rules.0.ExpirationInDays": 9,
-        },
-    ),
-    ("TimeShards", 16, {"DDBEventProcessor.Environment.Variables.TIME_SHARDS": 16}),
-    ("IdPointer", "/event/id", {"DDBEventProcessor.Environment.Variables.ID_POINTER": "/event/id"}),
-    ("TimePointer", "/event/time", {"DDBEventProcessor.Environment.Variables.TIME_POINTER": "/event/time"}),
-    (
-        "PointInTimeRecovery",
-        "true",
-        {"EventDataTable.PointInTimeRecoverySpecification.PointInTimeRecoveryEnabled": "true"},
-    ),
-    ("ClientKeySerial", 2, {"StreamClientKey.Serial": 2}),
-]
 
 # Headers and body of each answer that CloudFormation got.
 Received = list[tuple[dict[str, str], dict[str, str]]]
-
-
-def symbol(name: str, attribute: str | None) -> str:
-    """Stand for what only a real stack knows, in the notation of Fn::Sub."""
-    return f"${{{name}.{attribute}}}" if attribute else f"${{{name}}}"
-
-
-def render(**parameters: str | int) -> dict[str, Any]:
-    """Return the stack's resources and outputs as CloudFormation would see them with these parameters."""
-    template = Template(DOCUMENT, {**CODE, **parameters})
-    resources = {
-        name: {"Type": resource["Type"], **template.resolve(resource["Properties"], symbol)}
-        for name, resource in template.resources().items()
-    }
-    outputs = {
-        name: template.resolve(output["Value"], symbol)
-        for name, output in DOCUMENT["Outputs"].items()
-        if "Condition" not in output or template.resolve(DOCUMENT["Conditions"][output["Condition"]], symbol)
-    }
-    return {**resources, "Outputs": outputs}
-
-
-def leaves(node: Any, path: str = "") -> dict[str, Any]:
-    """Return every scalar of a tree by its dotted path."""
-    if isinstance(node, Mapping):
-        pairs = [(str(name), value) for name, value in node.items()]
-    elif isinstance(node, list):
-        pairs = [(str(index), value) for index, value in enumerate(node)]
-    else:
-        return {path: node}
-    return {place: leaf for name, value in pairs for place, leaf in leaves(value, f"{path}.{name}".lstrip(".")).items()}
-
-
-def references(node: Any) -> set[str]:
-    """Return the names that a piece of the template refers to."""
-    if isinstance(node, Mapping):
-        named = {str(node["Ref"])} if "Ref" in node else set()
-        named |= {str(node["Fn::GetAtt"][0])} if "Fn::GetAtt" in node else set()
-        return named.union(*(references(value) for value in node.values()))
-    if isinstance(node, list):
-        return {name for value in node for name in references(value)}
-    return set(REFERENCE.findall(node)) if isinstance(node, str) else set()
-
-
-def needs(name: str) -> set[str]:
-    """Return the resources that must exist before this one, and are therefore deleted after it."""
-    resource = RESOURCES[name]
-    explicit = {resource["DependsOn"]} if "DependsOn" in resource else set()
-    direct: set[str] = (references(resource["Properties"]) | explicit) & RESOURCES.keys()
-    return direct.union(*(needs(other) for other in direct))
-
-
-def allowed(policy: str) -> set[tuple[str, str]]:
-    """Return (action, resource) for all that a managed policy allows."""
-    pairs: set[tuple[str, str]] = set()
-    for statement in render()[policy]["PolicyDocument"]["Statement"]:
-        assert statement.keys() == {"Sid", "Effect", "Action", "Resource"}
-        assert statement["Effect"] == "Allow"
-        actions, resources = (
-            value if isinstance(value, list) else [value] for value in (statement["Action"], statement["Resource"])
-        )
-        pairs |= set(product(actions, resources))
-    return pairs
 
 
 def test_cfn_lint_has_nothing_to_say() -> None:
@@ -138,10 +33,26 @@ def test_cfn_lint_has_nothing_to_say() -> None:
     assert lint_file(TEMPLATE, config=ManualArgs(include_checks=["I"], regions=["ALL_REGIONS"])) == []
 
 
-def test_template_fits_into_one_request() -> None:
-    """CloudFormation takes a template of up to 51,200 bytes without a bucket, and a description of up to 1,024."""
-    assert TEMPLATE.stat().st_size < 51_200
-    assert len(DOCUMENT["Description"].encode()) <= 1_024
+def test_what_the_linter_is_told_to_ignore_is_there(tmp_path: Path) -> None:
+    """Without the template's own word to cfn-lint, it finds the empty defaults of the producer, and nothing else."""
+    bare = tmp_path / "template.yaml"
+    text = TEMPLATE.read_text(encoding="utf-8")
+    word = "      ignore_checks: [W1030, W1033]\n"
+    assert word in text
+    bare.write_text(text.replace(word, "      ignore_checks: []\n"), encoding="utf-8")
+    found = lint_file(bare, config=ManualArgs(include_checks=["I"], regions=["us-east-1"]))
+    assert {(match.rule.id, re.findall(r"'(Producer\w+|)'", match.message)[0]) for match in found} == {
+        ("W1030", "ProducerTokenSecretArn"),
+        ("W1030", "ProducerVpc"),
+        ("W1033", ""),
+    }
+
+
+def test_template_fits_into_one_object() -> None:
+    """CloudFormation takes a template of up to 1 MB out of a bucket, with up to 200 parameters and 500 resources."""
+    assert TEMPLATE.stat().st_size < 1_000_000
+    assert len(DOCUMENT["Parameters"]) <= 200
+    assert len(RESOURCES) <= 500
 
 
 class TestParameters:
@@ -157,32 +68,36 @@ class TestParameters:
         """In a new account nothing must be chosen but where the code lies."""
         assert {name for name, spec in DOCUMENT["Parameters"].items() if "Default" not in spec} == CODE.keys()
 
-    @pytest.mark.parametrize(("name", "value", "changes"), CHANGES)
-    def test_each_reaches_its_property_and_no_other(self, name: str, value: str | int, changes: dict[str, Any]) -> None:
-        """A parameter changes exactly the properties that it is named for."""
-        before, after = leaves(render()), leaves(render(**{name: value}))
-        assert changes == {
-            path: after.get(path) for path in before.keys() | after.keys() if before.get(path) != after.get(path)
-        }
-
     def test_none_is_forgotten(self) -> None:
-        """The test above knows every parameter but the one that takes whole resources away, which has its own."""
-        assert {name for name, _, _ in CHANGES} | {"CreateClient"} == DOCUMENT["Parameters"].keys()
-
-    def test_client_can_be_left_out(self) -> None:
-        """Without a client there is no user, no key, no secret, and no output about them; the rest is the same."""
-        whole, without = render(), render(CreateClient="false")
-        client = {name for name in whole if name.startswith("StreamClient")}
-        assert {resource["Type"] for resource in (whole[name] for name in client)} == {
-            "AWS::IAM::AccessKey",
-            "AWS::IAM::Group",
-            "AWS::IAM::ManagedPolicy",
-            "AWS::IAM::User",
-            "AWS::SecretsManager::Secret",
+        """The checks know what every parameter changes; RunbookUrl changes the end of each alarm's text."""
+        assert CHANGES.keys() | SWITCHES.keys() | {"RunbookUrl"} == DOCUMENT["Parameters"].keys()
+        alarms = [name for name, resource in RESOURCES.items() if resource["Type"] == "AWS::CloudWatch::Alarm"]
+        before, after = leaves(render(**FULL)), leaves(render(**FULL, RunbookUrl="https://example.org/ops"))
+        assert {path for path, leaf in before.items() if after[path] != leaf} == {
+            "Dashboard.DashboardBody",
+            *(f"{name}.AlarmDescription" for name in alarms),
         }
-        absent = {"AccessKeyId", "CredentialsSecretArn", "CredentialsCommand"}
-        outputs = {name: value for name, value in whole["Outputs"].items() if name not in absent}
-        assert without == {**{name: whole[name] for name in whole.keys() - client}, "Outputs": outputs}
+
+    @pytest.mark.parametrize(
+        ("name", "good", "bad"),
+        [
+            ("ProducerTokenSecretArn", "arn:aws-cn:secretsmanager:cn-north-1:123456789012:secret:x-1", "AAAAbearer"),
+            ("ProducerVpc", "vpc-0123456789abcdef0", "default"),
+            ("ProducerSubnets", "subnet-0123456789abcdef0,subnet-1", "subnet-1, subnet-2"),
+            ("ProducerImage", "registry.example.org/millrace@sha256:12", "two words"),
+            ("AlarmEmail", "me@example.org", "me"),
+            ("RunbookUrl", "https://example.org/docs/operations.md", 'a"b'),
+            ("PermissionsBoundaryArn", "arn:aws:iam::aws:policy/PowerUserAccess", "PowerUserAccess"),
+            ("ArtifactBucket", "my.bucket-1", "s3://bucket"),
+        ],
+    )
+    def test_pattern_takes_what_is_good_and_refuses_what_is_not(self, name: str, good: str, bad: str) -> None:
+        """A wrong value is refused before anything is made, above all a token in the place of its secret's ARN."""
+        spec = DOCUMENT["Parameters"][name]
+        assert re.fullmatch(spec["AllowedPattern"], good)
+        assert not re.fullmatch(spec["AllowedPattern"], bad)
+        assert re.fullmatch(spec["AllowedPattern"], str(spec.get("Default", good)))
+        assert spec["ConstraintDescription"].endswith(".")
 
     @pytest.mark.parametrize("rule", DOCUMENT["Rules"].values(), ids=DOCUMENT["Rules"])
     def test_rules_pass_with_the_defaults_of_either_mode(self, rule: dict[str, Any]) -> None:
@@ -196,6 +111,20 @@ class TestParameters:
         assert not self.passes(rule, StreamMode="ON_DEMAND", ShardCount=2)
         assert self.passes(rule, StreamMode="PROVISIONED", ShardCount=2)
 
+    @pytest.mark.parametrize("missing", ["ProducerTokenSecretArn", "ProducerVpc", "ProducerSubnets"])
+    def test_producer_that_is_not_whole_is_refused(self, missing: str) -> None:
+        """A service without its token or its network is an error before anything is made."""
+        rule = DOCUMENT["Rules"]["ProducerIsComplete"]
+        assert self.passes(rule, **FULL)
+        assert self.passes(rule)
+        assert not self.passes(rule, **{**FULL, missing: ""})
+
+    def test_address_that_would_get_nothing_is_refused(self) -> None:
+        """An address for alarms that are switched off is an error."""
+        rule = DOCUMENT["Rules"]["AlarmEmailNeedsAlarms"]
+        assert self.passes(rule, AlarmEmail="me@example.org")
+        assert not self.passes(rule, AlarmEmail="me@example.org", Monitoring="false")
+
     @staticmethod
     def passes(rule: Mapping[str, Any], **parameters: str | int) -> bool:
         """Say whether CloudFormation would go on with these parameters."""
@@ -206,29 +135,13 @@ class TestParameters:
 
 
 class TestStack:
-    def test_every_combination_of_conditions_is_whole(self) -> None:
-        """Whatever is switched on or off, nothing that is left refers to something that is not there."""
-        switches = {
-            name: spec["AllowedValues"]
-            for name, spec in DOCUMENT["Parameters"].items()
-            if name in references(DOCUMENT["Conditions"])
-        }
-        assert switches.keys() == {"StreamMode", "CreateClient"}
-        for values in product(*switches.values()):
-            stack = render(**dict(zip(switches, values, strict=True)))
-            for name in stack.keys() - {"Outputs"}:
-                assert needs(name) <= stack.keys()
-
     def test_names_are_those_that_were_promised(self) -> None:
-        """Table and function are named after the stack, and a stack name of 46 characters fits them."""
+        """Table and function are named after the stack, and a log group after its function."""
         stack = render()
         assert stack["EventDataTable"]["TableName"] == "${AWS::StackName}-EventData"
         assert stack["DDBEventProcessor"]["FunctionName"] == "${AWS::StackName}-DDBEventProcessor"
         for function in ("DDBEventProcessor", "Cleanup"):
-            name = stack[function]["FunctionName"]
-            assert len(name.replace("${AWS::StackName}", 46 * "x")) <= 64
-            assert stack[f"{function}Logs"]["LogGroupName"] == f"/aws/lambda/{name}"
-        assert "at most 46" in " ".join(DOCUMENT["Description"].split())
+            assert stack[f"{function}Logs"]["LogGroupName"] == f"/aws/lambda/{stack[function]['FunctionName']}"
 
     def test_handler_is_a_function_of_the_code(self) -> None:
         """The handler's name leads from the root of the zip, which holds the folder, to a function that is there."""
@@ -238,7 +151,9 @@ class TestStack:
         assert function in {node.name for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)}
 
     def test_outputs_are_what_an_operator_needs(self) -> None:
-        """The outputs lead to the stream, the table, the function, the failures and the credentials."""
+        """The outputs lead to the stream, the table, the function, the failures, the credentials and the alarms."""
+        producer = {"ProducerService": "${ProducerService.Name}", "ProducerCluster": "${ProducerCluster}"}
+        assert render(**FULL)["Outputs"] == render()["Outputs"] | producer
         assert render()["Outputs"] == {
             "Region": "${AWS::Region}",
             "StreamName": "${EventStream}",
@@ -246,16 +161,18 @@ class TestStack:
             "TableName": "${EventDataTable}",
             "FunctionName": "${DDBEventProcessor}",
             "FailureBucket": "${FailureBucket}",
+            "TimeShards": 4,
+            "ClientPolicyArn": "${StreamClientPolicy}",
+            "AlarmTopicArn": "${AlarmTopic}",
+            "Dashboard": "${Dashboard}",
             "AccessKeyId": "${StreamClientKey}",
             "CredentialsSecretArn": "${StreamClientCredentials}",
             "CredentialsCommand": "aws secretsmanager get-secret-value --region ${AWS::Region}"
             " --secret-id ${StreamClientCredentials} --query SecretString --output text",
         }
 
-    def test_secret_key_goes_into_the_secret_and_nowhere_else(self) -> None:
-        """The one place that the secret access key reaches is the secret, as JSON with the daemon's own names."""
-        holders = {path for path, leaf in leaves(render()).items() if "SecretAccessKey" in str(leaf)}
-        assert holders == {"StreamClientCredentials.SecretString"}
+    def test_secret_holds_what_the_daemon_reads(self) -> None:
+        """The secret is JSON with the daemon's own names."""
         assert json.loads(render()["StreamClientCredentials"]["SecretString"]) == {
             "AWS_ACCESS_KEY_ID": "${StreamClientKey}",
             "AWS_SECRET_ACCESS_KEY": "${StreamClientKey.SecretAccessKey}",
@@ -266,14 +183,16 @@ class TestStack:
     def test_nothing_ties_it_to_a_partition_or_region(self) -> None:
         """There is no ARN, account, region or domain in it but the service principal, the same everywhere."""
         fixed = re.compile(r"arn:|\b\d{12}\b|\b[a-z]{2}(-[a-z]+)+-\d\b|amazonaws")
-        found = {leaf for leaf in leaves(render()).values() if isinstance(leaf, str) and fixed.search(leaf)}
-        assert found == {"lambda.amazonaws.com"}
+        defaults = {name: "" for name in FULL if name.endswith("Arn")}
+        found = {leaf for leaf in leaves(render(**{**FULL, **defaults})).values() if fixed.search(str(leaf))}
+        assert found == {
+            "lambda.amazonaws.com",
+            "ecs-tasks.amazonaws.com",
+            "arn:${AWS::Partition}:ecr:${AWS::Region}:${AWS::AccountId}:repository/*",
+        }
 
     def test_deleting_it_leaves_nothing(self) -> None:
-        """No resource outlives the stack, and the failure bucket is emptied after its writers are gone."""
-        for resource in RESOURCES.values():
-            assert resource.get("DeletionPolicy", "Delete") == resource.get("UpdateReplacePolicy", "Delete") == "Delete"
-        assert not [path for path in leaves(render()) if "DeletionProtection" in path]
+        """The failure bucket is emptied after its writers are gone, and before it goes itself."""
         assert "DDBEventProcessor" in needs("EventSourceMapping")
         assert "FailureBucketCleanup" in needs("DDBEventProcessor")
         assert {"Cleanup", "CleanupPolicy", "FailureBucket"} <= needs("FailureBucketCleanup")
@@ -284,7 +203,7 @@ class TestStack:
         stack = render()
         assert stack[function]["LoggingConfig"] == {"LogGroup": f"${{{function}Logs}}"}
         assert f"{function}Logs" in needs(function)
-        assert not [action for action, _ in allowed(f"{function}Policy") if "CreateLogGroup" in action]
+        assert not [action for action, _ in allowed(stack, f"{function}Policy") if "CreateLogGroup" in action]
 
 
 class TestStream:
@@ -305,12 +224,73 @@ class TestStream:
         limits = DOCUMENT["Parameters"]
         assert limits["MaximumRetryAttempts"]["MinValue"] >= 0
         assert limits["MaximumRecordAgeInSeconds"]["MinValue"] >= 60
-        assert limits["MaximumRecordAgeInSeconds"]["MaxValue"] < render()["EventStream"]["RetentionPeriodHours"] * 3600
+        assert limits["MaximumRecordAgeInSeconds"]["MaxValue"] < limits["StreamRetentionHours"]["MinValue"] * 3600
 
     def test_mapping_has_no_setting_that_kinesis_or_aggregates_forbid(self) -> None:
         """Filters drop aggregated records; pollers and scaling are refused for Kinesis, though linters accept them."""
         wrong = {"FilterCriteria", "ProvisionedPollerConfig", "ScalingConfig", "LoggingConfig"}
         assert not wrong & render()["EventSourceMapping"].keys()
+
+
+class TestProducer:
+    def test_there_are_never_two_at_once(self) -> None:
+        """X allows one connection: the old task ends before the new one begins, whatever the reason for a new one."""
+        service = render(**FULL)["ProducerService"]
+        assert service["DesiredCount"] == 1
+        deployment = service["DeploymentConfiguration"]
+        assert (deployment["MinimumHealthyPercent"], deployment["MaximumPercent"]) == (0, 100)
+        assert deployment["DeploymentCircuitBreaker"] == {"Enable": True, "Rollback": True}
+        assert service["AvailabilityZoneRebalancing"] == "DISABLED"
+
+    def test_container_is_the_image_as_it_was_made(self) -> None:
+        """User, volume and health check are those of the Dockerfile; ECS reads none of them from the image."""
+        dockerfile = (TEMPLATE.parents[1] / "Dockerfile").read_text(encoding="utf-8").rpartition("\nFROM ")[2]
+        task = render(**FULL)["ProducerTask"]
+        (container,) = task["ContainerDefinitions"]
+        assert f"\nUSER {container['User']}\n" in dockerfile
+        (mount,) = container["MountPoints"]
+        assert f"\nVOLUME {mount['ContainerPath']}\n" in dockerfile
+        assert [volume["Name"] for volume in task["Volumes"]] == [mount["SourceVolume"]]
+        check = container["HealthCheck"]
+        assert check["Command"][0] == "CMD"
+        assert f"CMD {json.dumps(check['Command'][1:])}\n" in dockerfile
+
+    def test_container_holds_no_rights(self) -> None:
+        """Not root, nothing to write to but the journal, no capability, no shell into it."""
+        stack = render(**FULL)
+        (container,) = stack["ProducerTask"]["ContainerDefinitions"]
+        assert container["ReadonlyRootFilesystem"] is True
+        assert container["Privileged"] is False
+        assert container["LinuxParameters"] == {"Capabilities": {"Drop": ["ALL"]}}
+        assert stack["ProducerService"]["EnableExecuteCommand"] is False
+        assert "SecurityGroupIngress" not in stack["ProducerSecurityGroup"]
+        assert {rule["ToPort"] for rule in stack["ProducerSecurityGroup"]["SecurityGroupEgress"]} == {443}
+
+    @pytest.mark.parametrize("rules", ["", "coffee lang:en"])
+    def test_daemon_takes_its_environment(self, rules: str) -> None:
+        """Every name is a setting of the daemon, every value is good, and the token comes out of the secret."""
+        (container,) = render(**{**FULL, "ProducerRules": rules})["ProducerTask"]["ContainerDefinitions"]
+        environment = {pair["Name"]: str(pair["Value"]) for pair in container["Environment"]}
+        secrets = {pair["Name"]: "token" for pair in container["Secrets"]}
+        settings = load({**environment, **secrets, "MILLRACE_STREAM": "stream"})
+        assert settings.shutdown_seconds < container["StopTimeout"] <= 120
+        assert [rule.value for rule in settings.rules] == ([rules] if rules else [])
+        assert settings.bearer_token is not None
+        assert environment["MILLRACE_STREAM"] == "${EventStream}"
+
+    @pytest.mark.parametrize("cpu", DOCUMENT["Parameters"]["ProducerCpu"]["AllowedValues"])
+    def test_size_is_one_that_fargate_has(self, cpu: str) -> None:
+        """Two to eight times as many MB as units of processor, and what memory the daemon takes fits in."""
+        task = render(**{**FULL, "ProducerCpu": cpu})["ProducerTask"]
+        assert int(cpu) * 2 == int(task["Memory"]) == int(task["ContainerDefinitions"][0]["Memory"])
+        assert load({"MILLRACE_STREAM": "s", "MILLRACE_SOURCE": "stdin"}).memory_limit < int(task["Memory"]) * 2**20 / 2
+
+    def test_log_group_is_the_stacks(self) -> None:
+        """The log goes into a group that is deleted with the stack."""
+        stack = render(**FULL)
+        (container,) = stack["ProducerTask"]["ContainerDefinitions"]
+        assert container["LogConfiguration"]["Options"]["awslogs-group"] == "${ProducerLogs}"
+        assert stack["ProducerLogs"]["LogGroupName"] == "/millrace/${AWS::StackName}"
 
 
 class TestTable:
@@ -370,48 +350,9 @@ class TestFailureBucket:
 
 
 class TestPermissions:
-    def test_processor_may_do_what_it_does(self) -> None:
-        """The role covers the handler's own calls and those that Lambda makes in its name, and nothing else."""
-        stream, logs = "${EventStream.Arn}", "${DDBEventProcessorLogs.Arn}"
-        assert allowed("DDBEventProcessorPolicy") == {
-            # The handler.
-            ("dynamodb:BatchGetItem", "${EventDataTable.Arn}"),
-            ("dynamodb:BatchWriteItem", "${EventDataTable.Arn}"),
-            ("s3:PutObject", "${FailureBucket.Arn}/*"),
-            # The event source mapping.
-            ("kinesis:DescribeStream", stream),
-            ("kinesis:DescribeStreamSummary", stream),
-            ("kinesis:GetRecords", stream),
-            ("kinesis:GetShardIterator", stream),
-            ("kinesis:ListShards", stream),
-            ("s3:ListBucket", "${FailureBucket.Arn}"),
-            # Lambda's log.
-            ("logs:CreateLogStream", logs),
-            ("logs:PutLogEvents", logs),
-        }
-
-    def test_cleanup_may_empty_the_failure_bucket(self) -> None:
-        """The cleanup sees and deletes the objects of one bucket."""
-        assert allowed("CleanupPolicy") == {
-            ("s3:ListBucketVersions", "${FailureBucket.Arn}"),
-            ("s3:DeleteObject", "${FailureBucket.Arn}/*"),
-            ("s3:DeleteObjectVersion", "${FailureBucket.Arn}/*"),
-            ("logs:CreateLogStream", "${CleanupLogs.Arn}"),
-            ("logs:PutLogEvents", "${CleanupLogs.Arn}"),
-        }
-
-    def test_client_may_fill_the_stream(self) -> None:
-        """The client writes to one stream and looks at its shards."""
-        assert allowed("StreamClientPolicy") == {
-            ("kinesis:DescribeStreamSummary", "${EventStream.Arn}"),
-            ("kinesis:ListShards", "${EventStream.Arn}"),
-            ("kinesis:PutRecord", "${EventStream.Arn}"),
-            ("kinesis:PutRecords", "${EventStream.Arn}"),
-        }
-
     def test_policies_hang_where_they_should(self) -> None:
         """Each role and the group has its one managed policy; the user has none of its own."""
-        stack = render()
+        stack = render(**{**FULL, "PermissionsBoundaryArn": ""})
         identity = {
             name: {key: value for key, value in resource.items() if key not in {"Type", "AssumeRolePolicyDocument"}}
             for name, resource in stack.items()
@@ -420,18 +361,30 @@ class TestPermissions:
         assert identity == {
             "DDBEventProcessorRole": {"ManagedPolicyArns": ["${DDBEventProcessorPolicy}"]},
             "CleanupRole": {"ManagedPolicyArns": ["${CleanupPolicy}"]},
+            "ProducerExecutionRole": {"ManagedPolicyArns": ["${ProducerExecutionPolicy}"]},
+            "ProducerRole": {"ManagedPolicyArns": ["${StreamClientPolicy}"]},
             "StreamClientGroup": {"ManagedPolicyArns": ["${StreamClientPolicy}"]},
             "StreamClient": {"Groups": ["${StreamClientGroup}"]},
         }
         assert stack["DDBEventProcessor"]["Role"] == "${DDBEventProcessorRole.Arn}"
         assert stack["Cleanup"]["Role"] == "${CleanupRole.Arn}"
+        assert stack["ProducerTask"]["ExecutionRoleArn"] == "${ProducerExecutionRole.Arn}"
+        assert stack["ProducerTask"]["TaskRoleArn"] == "${ProducerRole.Arn}"
         assert stack["StreamClientKey"]["UserName"] == "${StreamClient}"
 
-    @pytest.mark.parametrize("role", ["DDBEventProcessorRole", "CleanupRole"])
-    def test_only_lambda_takes_the_roles(self, role: str) -> None:
-        """Nobody but the Lambda service may act as a function."""
-        assert render()[role]["AssumeRolePolicyDocument"]["Statement"] == [
-            {"Effect": "Allow", "Principal": {"Service": "lambda.amazonaws.com"}, "Action": "sts:AssumeRole"}
+    @pytest.mark.parametrize(
+        ("role", "service"),
+        [
+            ("DDBEventProcessorRole", "lambda"),
+            ("CleanupRole", "lambda"),
+            ("ProducerExecutionRole", "ecs-tasks"),
+            ("ProducerRole", "ecs-tasks"),
+        ],
+    )
+    def test_only_its_service_takes_a_role(self, role: str, service: str) -> None:
+        """Nobody but Lambda may act as a function, and nobody but ECS as a task."""
+        assert render(**FULL)[role]["AssumeRolePolicyDocument"]["Statement"] == [
+            {"Effect": "Allow", "Principal": {"Service": f"{service}.amazonaws.com"}, "Action": "sts:AssumeRole"}
         ]
 
     def test_unnamed_iam_resources_need_no_more_than_capability_iam(self) -> None:

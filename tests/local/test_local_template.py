@@ -1,6 +1,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
@@ -123,6 +124,11 @@ def test_parameter_must_exist_and_fit() -> None:
         ("Handler: processor.handler.handle", "Handler: !Ref AWS::Region", "AWS::Region is only known in"),
         ("Handler: processor.handler.handle", "Handler: !Join ['.', [a, b]]", "Fn::Join of"),
         ("Handler: processor.handler.handle", "Handler: !If [Never, a, b]", "Never is no condition of the template"),
+        (
+            "Handler: processor.handler.handle",
+            "Handler: !FindInMap [ProducerSize, '1', Memory]",
+            "the mapping ProducerSize has no 1, Memory",
+        ),
         ("Handler: processor.handler.handle", "Handler: !Ref AWS::NoValue", "DDBEventProcessor.Handler is not set"),
         ("MemorySize: !Ref FunctionMemory", "Layers: [some]", "DDBEventProcessor.Layers has no counterpart"),
     ],
@@ -147,6 +153,23 @@ def test_absent_value_leaves_no_trace() -> None:
     no_value = {"Ref": "AWS::NoValue"}
     node = {"kept": 1, "gone": no_value, "list": [1, {"Fn::If": ["IsProvisioned", no_value, 2]}, 3]}
     assert load().resolve(node, lambda name, _: name) == {"kept": 1, "list": [1, 3]}
+
+
+@pytest.mark.parametrize(
+    ("node", "value"),
+    [
+        ({"Fn::Not": [{"Condition": "HasClient"}]}, False),
+        ({"Fn::And": [{"Condition": "HasClient"}, {"Condition": "HasProducer"}]}, False),
+        ({"Fn::And": [{"Condition": "HasClient"}, {"Condition": "IsProvisioned"}]}, True),
+        ({"Fn::Split": [",", {"Ref": "AWS::Region"}]}, ["<AWS::Region>"]),
+        ({"Fn::Split": [",", "a,b"]}, ["a", "b"]),
+        ({"Fn::FindInMap": ["ProducerSize", {"Ref": "ProducerCpu"}, "Memory"]}, "512"),
+        ({"Fn::Sub": ["${Here} ${BatchSize}", {"Here": {"Fn::If": ["HasClient", "yes", "no"]}}]}, "yes 500"),
+    ],
+)
+def test_function_of_cloudformation_gives_its_value(node: Any, value: Any) -> None:
+    """Each intrinsic function that the template uses gives what CloudFormation would."""
+    assert load().resolve(node, lambda name, _: f"<{name}>") == value
 
 
 @pytest.mark.parametrize(
