@@ -4,6 +4,7 @@ The commands of the daemon.
     python -m service [run]     carry posts until SIGTERM
     python -m service check     try everything that `run` needs, and say what is wrong; carries nothing
     python -m service rules     show how X's rules differ from the wanted ones; --apply makes them the same
+    python -m service gaps      list when the stream was not connected, and about how many posts that cost
     python -m service health    ask a running daemon; exit code 0 if it lives
     python -m service letters   print the lines of the dead letters; --reason NAME only those with that reason
     python -m service config    print the effective configuration; --markdown prints the table of all settings
@@ -48,6 +49,10 @@ def main(arguments: list[str]) -> int:
     commands.add_parser("check", help="try everything that run needs")
     rules = commands.add_parser("rules", help="compare X's rules with the wanted ones")
     rules.add_argument("--apply", action="store_true", help="add and delete what differs")
+    rules.add_argument(
+        "--all-owners", action="store_true", help="delete also rules that are not wanted and that others have put there"
+    )
+    commands.add_parser("gaps", help="list when the stream was not connected")
     commands.add_parser("health", help="ask a running daemon")
     letters = commands.add_parser("letters", help="print the lines of the dead letters")
     letters.add_argument("--reason", action="append", default=[], choices=[reason.value for reason in DropReason])
@@ -78,7 +83,11 @@ def main(arguments: list[str]) -> int:
         case "rules":
             from service import check  # noqa: PLC0415 - as above
 
-            return asyncio.run(check.rules(settings, apply=options.apply))
+            return asyncio.run(check.rules(settings, apply=options.apply, all_owners=options.all_owners))
+        case "gaps":
+            from service import check  # noqa: PLC0415 - as above
+
+            return check.gaps(settings)
         case _:
             return _run(settings)
 

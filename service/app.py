@@ -13,9 +13,9 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
 
@@ -26,18 +26,16 @@ from service.config import Settings
 from service.core.board import Board
 from service.core.posts import PostReader
 from service.core.producer import Producer
-from service.core.reconnect import Ladders, Reason, Reconnect
 from service.core.records import DropReason, Outcome
-from service.core.rules import Rule
 from service.dead_letters import DeadLetters
 from service.intake import Intake
 from service.journal import Journal, JournalError
 from service.kinesis import Kinesis, KinesisError
 from service.metrics import Buffer, Inside, Metrics, new_registry
-from service.rules import Rules, RulesError, RulesUnavailableError
+from service.rules import RulesError
 from service.sender import Sender
+from service.source import Source
 from service.stdin import Stdin
-from service.stream import FILTERED_STREAM, SAMPLE_STREAM, Stream, TokenError, bearer_token
 
 # One line in the log that says how things go.
 PROGRESS_SECONDS = 10.0
@@ -48,52 +46,27 @@ FLUSH_SECONDS = 2.0
 # How often it looks whether the journal and the memory are well.
 LOOK_SECONDS = 1.0
 
-log = structlog.get_logger()
+# A post that was dropped for one of these may come again, by backfill.
+NO_ROOM = {DropReason.MEMORY_FULL, DropReason.JOURNAL_FULL, DropReason.DISK_FAILED}
 
-_T = TypeVar("_T")
+log = structlog.get_logger()
 
 
 class StartError(Exception):
     """The daemon cannot start; the text is one line that names the setting and the way out."""
 
 
-class StreamWatch:
-    """Tells metrics, readiness, the live page and the log how the connection to X is."""
-
-    def __init__(
-        self,
-        metrics: Metrics,
-        health: Health,
-        board: Board,
-        reject: Callable[[bytes, DropReason], None],
-    ) -> None:
-        self._metrics = metrics
-        self._board = board
-        self._health = health
-        self.rejected = reject
-        self.keep_alive = metrics.keep_alive
-
-    def connected(self) -> None:
-        """X answered 200."""
-        self._metrics.connected()
-        self._health.set("stream", ok=True)
-        self._board.note(time.time(), "X", "connected")
-        log.info("stream_connected")
-
-    def disconnected(self, reason: Reason, detail: str, retry_seconds: float, healable: bool) -> None:
-        """There is no connection; the next try comes in so many seconds."""
-        self._metrics.disconnected(reason, detail, retry_seconds, healable)
-        self._health.set("stream", ok=False, reason=f"{reason}: {detail}")
-        self._board.note(time.time(), "X", f"{reason}: {detail}", "bad")
-        write = log.info if healable else log.error
-        write("stream_disconnected", reason=reason, detail=detail, retry_seconds=round(retry_seconds, 2))
-
-
 class Daemon:
-    """One run of the daemon; `environ` is asked for AWS_REGION only, which botocore does not read."""
+    """
+    One run of the daemon.
+
+    `environ` is where the settings came from; it is asked for AWS_REGION, which botocore does not read, and again for
+    the rules when they may have changed.
+    """
 
     def __init__(self, settings: Settings, environ: Mapping[str, str]) -> None:
         self._settings = settings
+        self._environ = environ
         self._region = environ.get("AWS_REGION") or None
         self._started_at = time.time()
         self._rng = random.Random()  # noqa: S311 - jitter, not secrets
@@ -106,6 +79,7 @@ class Daemon:
         self._health = Health(["stream", "kinesis", "buffer"])
         self._letters = DeadLetters(settings.journal, time.time)
         self._journal: Journal | None = None
+        self._source: Source | None = None
         self._producer = Producer(
             aggregate=settings.aggregation == "kpl",
             lanes_per_shard=settings.lanes_per_shard,
@@ -138,10 +112,12 @@ class Daemon:
         Raises: StartError, before anything was read from the source.
         """
         stopped = _stop_event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
         async with AsyncExitStack() as stack:
             try:
                 await stack.enter_async_context(self._admin)
                 await self._open_journal(stack)
+                self._open_source()
                 kinesis = await stack.enter_async_context(Kinesis(self._settings.stream, region=self._region))
                 await kinesis.probe()
                 sender = Sender(
@@ -176,6 +152,24 @@ class Daemon:
         if journal.recovered:
             log.info("posts_recovered", posts=journal.recovered)
 
+    def _open_source(self) -> None:
+        """Prepare for X. What it reads from the journal's directory is protected by the journal's lock."""
+        if self._settings.source != "stdin":
+            self._source = Source(
+                self._settings,
+                self._environ,
+                self._metrics,
+                self._health,
+                self._board,
+                self._redactor.add,
+                self._rng,
+            )
+            self._metrics.read_source_with(self._source.figures)
+
+    def _reload(self) -> None:
+        if self._source is not None:
+            self._source.reload()
+
     async def _carry(self, sender: Sender, stopped: asyncio.Event) -> None:
         intake = Intake(
             PostReader(self._settings.partition_key),
@@ -185,6 +179,7 @@ class Daemon:
             on_outcomes=self._on_outcomes,
             keep=self._letters.add,
             on_posts=self._board.take if self._settings.show_posts == "on" else None,
+            sift=self._source.sift if self._source else None,
         )
         async with asyncio.TaskGroup() as outer:
             sending = outer.create_task(sender.run())
@@ -197,6 +192,8 @@ class Daemon:
                 reading.cancel()
             self._health.set("stream", ok=False, reason="the source is closed")
             self._board.closing = True
+            if self._source is not None:
+                await self._source.close()
             # An input that ended by itself may take its time; a signal may not.
             feeding_out = outer.create_task(intake.room())
             await asyncio.wait([feeding_out, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -228,47 +225,15 @@ class Daemon:
             log.info("posts_left_in_journal", posts=kept)
 
     async def _read(self, intake: Intake) -> None:
-        if self._settings.source == "stdin":
+        if self._source is None:
             self._metrics.connected()
             self._health.set("stream", ok=True)
             await Stdin(sys.stdin.fileno(), intake.take, intake.reject, intake.room).run()
-        else:
-            await self._read_x(intake)
-
-    async def _read_x(self, intake: Intake) -> None:
-        settings = self._settings
-        watch = StreamWatch(self._metrics, self._health, self._board, intake.reject)
-        ladders = Ladders(self._rng)
-        token = await self._insist(watch, lambda: fetch_token(settings, ladders))
-        self._redactor.add(token)
-        if settings.rules:
-            rules = Rules(settings.x_url, token, self._rng)
-            wanted = [Rule(rule.value, rule.tag) for rule in settings.rules]
-            changes = await self._insist(watch, lambda: rules.sync(wanted, apply=True))
-            log.info("rules_synced", added=len(changes.add), deleted=len(changes.delete), kept=len(changes.keep))
-        clock = asyncio.get_running_loop().time
-        stream = Stream(
-            settings.x_url,
-            token,
-            intake.take,
-            watch,
-            Reconnect(clock(), self._rng),
-            clock,
-            path=SAMPLE_STREAM if settings.source == "sample" else FILTERED_STREAM,
-        )
-        await stream.run()
-
-    async def _insist(self, watch: StreamWatch, ask: Callable[[], Awaitable[_T]]) -> _T:
-        """Ask X until it answers; what no retry can heal is retried slowly and shown in the readiness."""
-        while True:
-            try:
-                return await ask()
-            except (TokenError, RulesUnavailableError) as error:
-                verdict = error.verdict
-                watch.disconnected(verdict.reason, verdict.detail, verdict.delay, verdict.healable)
-                await asyncio.sleep(verdict.delay)
-            except RulesError as error:
-                raise StartError("\n".join(error.problems)) from None
+            return
+        try:
+            await self._source.run(intake)
+        except RulesError as error:
+            raise StartError("\n".join(error.problems)) from None
 
     def _on_outcomes(self, outcomes: list[Outcome]) -> None:
         self._metrics.outcomes(outcomes, asyncio.get_running_loop().time())
@@ -279,6 +244,8 @@ class Daemon:
                 self._totals["delivered"] += len(outcome.posts)
                 continue
             self._totals["dropped"] += len(outcome.posts)
+            if self._source is not None and outcome.reason in NO_ROOM:
+                self._source.forget(outcome.posts)
             for post in outcome.posts:
                 self._letters.add(post.line, outcome.reason, outcome.attempts, outcome.message)
             log.warning("posts_dropped", reason=outcome.reason.value, posts=len(outcome.posts), message=outcome.message)
@@ -311,6 +278,7 @@ class Daemon:
             "buffer": self._buffer()._asdict(),
             "producer": self._producer.statistics()._asdict(),
             "readiness": self._health.report(),
+            "source": self._source.status() if self._source else {"name": "stdin"},
         }
 
     async def _watch(self) -> None:
@@ -337,15 +305,6 @@ class Daemon:
         elif not self._producer.has_room:
             reason = "MILLRACE_MEMORY_LIMIT is reached and MILLRACE_JOURNAL is off: new posts are dropped"
         self._health.set("buffer", not reason, reason)
-
-
-async def fetch_token(settings: Settings, ladders: Ladders) -> str:
-    """Return the bearer token that is set, or exchange the API key for one; raises TokenError."""
-    if settings.bearer_token:
-        return settings.bearer_token.reveal()
-    assert settings.api_key is not None
-    assert settings.api_key_secret is not None
-    return await bearer_token(settings.x_url, settings.api_key.reveal(), settings.api_key_secret.reveal(), ladders)
 
 
 def _stop_event() -> asyncio.Event:

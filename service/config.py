@@ -27,6 +27,7 @@ import yaml
 
 from service.core.limits import KIB, MIB
 from service.core.posts import PARTITION_KEYS, POINTER
+from service.core.sources import SOURCES
 
 PREFIX = "MILLRACE_"
 _UNITS = {"": 1, "b": 1, "kib": KIB, "mib": MIB, "gib": 1024 * MIB, "tib": 1024 * 1024 * MIB}
@@ -171,6 +172,15 @@ def _parse_journal(text: str) -> Path | None:
     return None if text.lower() == "off" else Path(text)
 
 
+def _parse_names(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    for name in names:
+        # X adds fields from time to time: which there are is for X to say.
+        if re.fullmatch(r"[a-z0-9_]+(\.[a-z0-9_]+)*", name) is None:
+            raise ValueError(f"{name!r} is no name of a field of X; write such names with commas between them")
+    return names
+
+
 def _parse_rules(text: str) -> tuple[Rule, ...]:
     # No comment lines: X's rules may begin with a hash tag.
     return _without_repeats([Rule(line) for line in text.splitlines() if line.strip()])
@@ -206,6 +216,11 @@ def _show_rules(rules: tuple[Rule, ...]) -> str:
     return msgspec.json.encode(rules).decode() if rules else ""
 
 
+def _optional(reader: Reader) -> Reader:
+    return reader._replace(show=lambda value: "" if value is None else reader.show(value))
+
+
+_NAMES = Reader(_parse_names, "names, with commas", ",".join)
 _SECRET = Reader(_parse_secret, "text", lambda secret: str(secret or ""), _parse_secret)
 _RULES = Reader(_parse_rules, "one rule a line; in the file: YAML", _show_rules, _parse_rules_file)
 
@@ -228,14 +243,49 @@ class Settings:
     x_url: Annotated[str, Reader(_parse_url, "http or https URL"), "Base URL of the X API."] = "https://api.x.com"
     source: Annotated[
         str,
-        _choice("filtered", "sample", "stdin"),
-        "Where posts come from: X's filtered stream, its 1 % sample, or JSON lines on standard input until it ends.",
+        _choice(*SOURCES, "stdin"),
+        "Where posts come from: X's filtered stream, one of its volume streams (sample is 1 %, sample10 is 10 %), or"
+        " JSON lines on standard input until it ends.",
     ] = "filtered"
+    partition: Annotated[
+        int | None,
+        _optional(_number(int, 1, max(source.partitions for source in SOURCES.values()))),
+        "Which part of sample10 (1 or 2) or of a firehose (1 to 20; en 1 to 8; ja, ko, pt 1 or 2): one process"
+        " for each.",
+    ] = None
+    backfill: Annotated[
+        str,
+        _choice("auto", "off"),
+        "auto: after a gap X is asked for what it had meanwhile (backfill_minutes); if it refuses, not again"
+        " for a week.",
+    ] = "auto"
+    monthly_posts: Annotated[
+        int | None,
+        _optional(_number(int, 1, 10**12)),
+        "Posts from X in a month of UTC. At nine tenths of them the log warns, at the last one the connection is closed"
+        " until the month is over. Needs a journal.",
+    ] = None
+    tweet_fields: Annotated[
+        tuple[str, ...], _NAMES, "X's `tweet.fields`. The processor needs those of the default."
+    ] = (
+        "author_id",
+        "conversation_id",
+        "created_at",
+        "lang",
+        # A long post has its whole text here.
+        "note_tweet",
+        "referenced_tweets",
+    )
+    expansions: Annotated[tuple[str, ...], _NAMES, "X's `expansions`."] = ("author_id",)
+    user_fields: Annotated[tuple[str, ...], _NAMES, "X's `user.fields`."] = ("name", "username")
+    media_fields: Annotated[tuple[str, ...], _NAMES, "X's `media.fields`."] = ()
+    place_fields: Annotated[tuple[str, ...], _NAMES, "X's `place.fields`."] = ()
+    poll_fields: Annotated[tuple[str, ...], _NAMES, "X's `poll.fields`."] = ()
     rules: Annotated[
         tuple[Rule, ...],
         _RULES,
         "Wanted rules of the filtered stream; the file is a list of rules, each a text or a mapping with value and tag."
-        " Without it the rules that X already has are used.",
+        " Changes of the file are applied while the daemon runs. Without it the rules that X already has are used.",
     ] = ()
     stream: Annotated[str, Reader(_parse_stream, "name or ARN"), "Kinesis stream, name or ARN. **Required.**"]
     partition_key: Annotated[
@@ -276,6 +326,11 @@ class Settings:
     log_format: Annotated[str, _choice("auto", "console", "json"), "auto: console on a terminal, JSON elsewhere."] = (
         "auto"
     )
+
+    def parameters(self) -> Mapping[str, tuple[str, ...]]:
+        """Give what is asked of X for each post, by the names of the settings, which are tweepy's too."""
+        names = ("tweet_fields", "expansions", "user_fields", "media_fields", "place_fields", "poll_fields")
+        return {name: getattr(self, name) for name in names}
 
 
 class _Setting(NamedTuple):
@@ -358,8 +413,29 @@ def _contradictions(given: Mapping[str, Any]) -> list[str]:
                 f"{PREFIX}BEARER_TOKEN: not set; write the app-only token of X, or set {PREFIX}API_KEY"
                 f" and {PREFIX}API_KEY_SECRET"
             )
-    if source == "sample" and "rules" in given:
-        faults.append(f"{PREFIX}RULES: SOURCE=sample takes no rules; remove them, or write SOURCE=filtered")
+    if source not in {None, "filtered", "stdin"} and "rules" in given:
+        faults.append(f"{PREFIX}RULES: SOURCE={source} takes no rules; remove them, or write SOURCE=filtered")
+    if source in SOURCES:
+        faults += _contradictions_of_x(source, given)
+    return faults
+
+
+def _contradictions_of_x(source: str, given: Mapping[str, Any]) -> list[str]:
+    faults = []
+    most, partition = SOURCES[source].partitions, given.get("partition")
+    if most and "partition" not in given:
+        faults.append(f"{PREFIX}PARTITION: not set, and SOURCE={source} is dealt out; write a number from 1 to {most}")
+    elif not most and partition is not None:
+        faults.append(f"{PREFIX}PARTITION: SOURCE={source} has no partitions; remove it")
+    elif partition is not None and partition > most:
+        faults.append(f"{PREFIX}PARTITION: SOURCE={source} has {most} partitions; write a number from 1 to {most}")
+    key, wanted = given.get("partition_key", "author_id"), given.get("tweet_fields")
+    if wanted is not None and key in PARTITION_KEYS and key not in {"id", *wanted}:
+        faults.append(f"{PREFIX}TWEET_FIELDS: lacks {key}, which {PREFIX}PARTITION_KEY keeps in order; add it")
+    if given.get("monthly_posts") is not None and "journal" in given and given["journal"] is None:
+        faults.append(
+            f"{PREFIX}MONTHLY_POSTS: {PREFIX}JOURNAL is off, so each restart would count from 0; write a directory"
+        )
     return faults
 
 

@@ -15,16 +15,13 @@ from typing import Protocol
 
 import structlog
 
+from service.core.gaps import written_at
 from service.core.limits import MIB
 from service.core.posts import PostReader
 from service.core.records import DropReason, Outcome, Post
 
 # From disk to memory at once: some tenths of a second of posts, and little against the memory limit.
 READ_BYTES = MIB
-# X's ids count milliseconds from this moment, in seconds since 1970, above 22 bits of other things.
-SNOWFLAKE_EPOCH = 1288834974.657
-# They have 64 bits; what is longer is the id of something else.
-SNOWFLAKE_DIGITS = 19
 
 log = structlog.get_logger()
 
@@ -85,6 +82,7 @@ class Intake:
         on_outcomes: called with posts that end here, because there is no place for them.
         keep: called with each line that is no post, and the reason.
         on_posts: called with the posts of each chunk that came, if anybody wants to see them.
+        sift: gives back, in order, those posts that go on; the others it has counted. None for all.
     """
 
     def __init__(
@@ -97,6 +95,7 @@ class Intake:
         on_outcomes: Callable[[list[Outcome]], None],
         keep: Callable[[bytes, DropReason], None],
         on_posts: Callable[[list[Post]], None] | None = None,
+        sift: Callable[[list[Post]], list[Post]] | None = None,
     ) -> None:
         self._reader = reader
         self._sender = sender
@@ -105,6 +104,7 @@ class Intake:
         self._on_outcomes = on_outcomes
         self._keep = keep
         self._on_posts = on_posts
+        self._sift = sift
         self._waiting = asyncio.Event()
         self._fed = asyncio.Event()
         self._fed.set()
@@ -119,9 +119,12 @@ class Intake:
         if posts:
             self._observer.received(len(posts), sum([len(post.line) for post in posts]))
             self._note_lag(posts[-1].id, len(posts))
-            if self._on_posts is not None:
-                self._on_posts(posts)
-            self._hand_on(posts)
+            if self._sift is not None:
+                posts = self._sift(posts)
+            if posts:
+                if self._on_posts is not None:
+                    self._on_posts(posts)
+                self._hand_on(posts)
         return [line for line, reason, _ in rejected if reason is DropReason.X_ERROR]
 
     def reject(self, line: bytes, reason: DropReason) -> None:
@@ -183,5 +186,6 @@ class Intake:
         self._waiting.set()
 
     def _note_lag(self, post_id: str, posts: int) -> None:
-        if post_id.isdecimal() and len(post_id) <= SNOWFLAKE_DIGITS:
-            self._observer.lag(time.time() - ((int(post_id) >> 22) / 1000 + SNOWFLAKE_EPOCH), posts)
+        written = written_at(post_id)
+        if written is not None:
+            self._observer.lag(time.time() - written, posts)

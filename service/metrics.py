@@ -8,7 +8,8 @@ Rules:
 * All calls come from the event loop's thread, and so does a scrape. Therefore a scrape sees one moment, and
   `received + recovered = delivered + dropped + duplicate + buffered` holds in each of them, if what enters or leaves
   the buffer is reported in the same step.
-* No label has values without a bound: no post, author or rule. Shards that are gone lose their series.
+* No label has values without a bound: no post, author or rule; X's words to an operator are one series. Shards that
+  are gone lose their series.
 * Series whose labels are known exist from the start with 0; without that, `rate()` misses their first event.
 * Called per chunk, request or record, never per post. What can be had by looking is looked up at the scrape.
 
@@ -86,6 +87,27 @@ class Inside(NamedTuple):
 _NOTHING = Inside(Statistics(0, 0, 0, 0, 0, 0, 0), (), {})
 
 
+class SourceFigures(NamedTuple):
+    """
+    What is looked up at each scrape about X.
+
+    Attributes:
+        gap_seconds: without a connection; grows while it lasts.
+        posts_missed: by estimate, in gaps that are over.
+        posts_backfilled: that came after all.
+        month_posts: that came this month.
+        month_budget: posts a month; 0 for no limit.
+        trouble: what somebody must act on: a reason and X's words; empty texts if there is nothing.
+    """
+
+    gap_seconds: float = 0.0
+    posts_missed: int = 0
+    posts_backfilled: int = 0
+    month_posts: int = 0
+    month_budget: int = 0
+    trouble: tuple[str, str] = ("", "")
+
+
 class _Family(NamedTuple):
     """A family of counters: `label` is "" where it has one series only."""
 
@@ -125,12 +147,12 @@ class Metrics:
         self._wall = wall
         self._read_buffer: Callable[[], Buffer] = lambda: Buffer(0, 0)
         self._read_inside: Callable[[], Inside] = lambda: _NOTHING
+        self._read_source: Callable[[], SourceFigures] = SourceFigures
         self._limits = (0, 0)
 
         self._received = self._counter("posts_received_total", "Posts and lines that came from the source.")
         self._received_bytes = self._counter("received_bytes_total", "Bytes of the lines that came from the source.")
         self._recovered = self._counter("posts_recovered_total", "Posts of an earlier run that were taken up again.")
-        # It enters the sum of all posts; nothing in this version finds posts twice.
         self._duplicate = self._counter(
             "posts_duplicate_total", "Posts that had been received before and were left out."
         )
@@ -201,8 +223,6 @@ class Metrics:
         self._keep_alives = self._counter("stream_keep_alives_total", "Keep-alive signals that came from the source.")
         self._connected = False
         self._retry_at = 0.0
-        self._gap_seconds = 0.0
-        self._gap_since: float | None = None
         self._received_at = self._delivered_at = self._signal_at = 0.0
 
         self._delivery = self._histogram(
@@ -272,21 +292,21 @@ class Metrics:
         """Posts have come that were written `seconds` ago."""
         self._lag.observe(seconds, posts)
 
+    def duplicate(self, posts: int) -> None:
+        """Posts have come, and were reported as such, that had come before: they are not in the buffer."""
+        self._duplicate.inc(posts)
+
     def connected(self) -> None:
         """Tell that the source is open."""
         self._connected = True
         self._retry_at = 0.0
         self._signal_at = self._wall()
-        self._gap_seconds = self.gap_seconds
-        self._gap_since = None
 
     def disconnected(self, reason: str, detail: str, retry_seconds: float, healable: bool) -> None:  # noqa: ARG002 - the log says the rest
         """Tell that the source is not open any more, or could not be opened; `reason` is one of a small fixed set."""
         self._connected = False
         self._retry_at = self._wall() + retry_seconds
         self._reconnects.labels(reason).inc()
-        if self._gap_since is None:
-            self._gap_since = self._clock()
 
     def keep_alive(self) -> None:
         """Tell that the source sent a sign of life."""
@@ -424,10 +444,14 @@ class Metrics:
         """Ask `read` at each scrape how lanes, shards and readiness are; before this call there are none."""
         self._read_inside = read
 
+    def read_source_with(self, read: Callable[[], SourceFigures]) -> None:
+        """Ask `read` at each scrape how it stands with X; before this call there is nothing to say."""
+        self._read_source = read
+
     @property
     def gap_seconds(self) -> float:
-        """Seconds without a connection to the source, since it was first lost; it grows while one lasts."""
-        return self._gap_seconds + (0.0 if self._gap_since is None else self._clock() - self._gap_since)
+        """Seconds without a connection to the source; it grows while one lasts."""
+        return self._read_source().gap_seconds
 
     def collect(self) -> Iterator[Metric]:
         """Give all series, as the client library's collectors do."""
@@ -439,12 +463,7 @@ class Metrics:
             yield HistogramMetricFamily(
                 name, documentation, list(zip(bounds, accumulate(seen.counts), strict=True)), seen.sum
             )
-        # A scrape during a long outage must see it grow.
-        yield CounterMetricFamily(
-            "millrace_stream_gap_seconds_total",
-            "Seconds between losing the source and having it again.",
-            self.gap_seconds,
-        )
+        yield from _tell(self._read_source())
         yield from self._gauges()
         yield from _inner(self._read_inside())
 
@@ -482,6 +501,33 @@ def _whole(counts: Counts) -> dict[str, int]:
 def _units(sizes: Sequence[int], unit: int) -> int:
     """Count the begun units of all sizes."""
     return sum([-(-size // unit) for size in sizes])
+
+
+def _tell(source: SourceFigures) -> Iterator[Metric]:
+    for name, documentation, total in (
+        # A scrape during a long outage must see it grow.
+        ("stream_gap_seconds", "Seconds between losing the source and having it again.", source.gap_seconds),
+        (
+            "posts_missed_estimate",
+            "Posts that X had while nobody was connected and that did not come later: rate times time.",
+            source.posts_missed,
+        ),
+        (
+            "posts_backfilled",
+            "Posts that X had while nobody was connected and that came later.",
+            source.posts_backfilled,
+        ),
+    ):
+        yield CounterMetricFamily(f"millrace_{name}_total", documentation, total)
+    yield GaugeMetricFamily("millrace_month_posts", "Posts that came from X this month, by UTC.", source.month_posts)
+    yield GaugeMetricFamily("millrace_month_posts_budget", "How many may come; 0: no limit.", source.month_budget)
+    trouble = GaugeMetricFamily(
+        "millrace_stream_needs_operator",
+        "1 while no retry can connect to X and somebody must act, with X's words; there is one series.",
+        labels=["reason", "detail"],
+    )
+    trouble.add_metric(source.trouble, int(source.trouble[0] != ""))
+    yield trouble
 
 
 def _inner(inside: Inside) -> Iterator[Metric]:

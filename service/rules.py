@@ -7,7 +7,8 @@ What to do is decided in `core.rules`; here it is done, in an order that misses 
 2. Missing rules are added.
 3. Rules of ours that are not wanted are deleted; those whose tag changed are deleted and at once added again.
 
-Done twice it changes nothing more, so after any failure it is simply done again.
+Done twice it changes nothing more, so after any failure it is simply done again. X takes rules up within some 20
+seconds, on the connections that stand.
 
 tweepy's here: the paths and the bodies of the changes. The request itself is ours: tweepy 4.17 has the host fixed,
 loses the status of an answer that is HTML, and waits for five minutes. So is the list, whose pages tweepy does not
@@ -17,13 +18,16 @@ X answers 200 or 201, lists rules that it refuses among the `errors` of a succes
 leaves `data` out when there is nothing in it. That a rule exists already is told as an error too, and is none.
 """
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from json import JSONDecodeError
 from random import Random
 from typing import Any
 
 import aiohttp
 import msgspec
+import structlog
 from tweepy.asynchronous import AsyncStreamingClient
 
 from service import __version__
@@ -36,6 +40,10 @@ PATH = "/2/tweets/search/stream/rules"
 RULES_PER_REQUEST = 1000
 ANSWER_SECONDS = 30.0
 CONNECT_SECONDS = 10.0
+# How often it is looked whether the file has changed.
+LOOK_SECONDS = 1.0
+
+log = structlog.get_logger()
 
 
 class RulesError(Exception):
@@ -60,25 +68,25 @@ class Rules:
 
     Arguments:
         url: base URL of the X API.
-        token: app-only bearer token.
         rng: for the jitter of the waits that a RulesUnavailableError proposes.
     """
 
-    def __init__(self, url: str, token: str, rng: Random) -> None:
+    def __init__(self, url: str, rng: Random) -> None:
         self._url = url
-        self._token = token
         self._ladders = Ladders(rng)
 
-    async def sync(self, wanted: Sequence[Rule], *, apply: bool) -> Changes:
+    async def sync(self, token: str, wanted: Sequence[Rule], *, apply: bool, all_owners: bool = False) -> Changes:
         """
         Compare the wanted rules, no two with the same value, with X's; with `apply`, make the changes.
+
+        With `all_owners`, rules that others have put there are deleted too if they are not wanted.
 
         Returns the changes, made or not. Raises RulesError, before any change if the dry run shows it, and
         RulesUnavailableError.
         """
         try:
-            async with _session(self._token) as session:
-                changes = await _sync(_Client(self._url, session), wanted, apply)
+            async with _session(token) as session:
+                changes = await _sync(_Client(self._url, session), wanted, apply, all_owners)
         except _RefusedError as error:
             cause = error.cause
         except (JSONDecodeError, msgspec.ValidationError) as error:
@@ -92,8 +100,99 @@ class Rules:
         raise RulesUnavailableError(self._ladders.verdict(cause))
 
 
-async def _sync(client: "_Client", wanted: Sequence[Rule], apply: bool) -> Changes:
-    changes = compare(wanted, await client.present())
+class RulesKeeper:
+    """
+    Applies rules that change while the daemon runs.
+
+    Arguments:
+        read: gives the wanted rules; raises ValueError, with a line for each fault.
+        stamp: changes whenever they may have changed, such as a file's time.
+        sync: makes them X's; raises RulesError and RulesUnavailableError.
+        changed: called after X's rules were changed.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[], Sequence[Rule]],
+        stamp: Callable[[], object],
+        sync: Callable[[Sequence[Rule]], Awaitable[Changes]],
+        changed: Callable[[], None],
+    ) -> None:
+        self._read = read
+        self._stamp = stamp
+        self._sync = sync
+        self._changed = changed
+        self._seen = stamp()
+        self._asked = asyncio.Event()
+
+    def reload(self) -> None:
+        """Read and apply the rules now, also if nothing has changed here: X's may have."""
+        self._asked.set()
+
+    async def run(self) -> None:
+        """Follow changes until cancelled. What goes wrong is logged, and the rules that X has stay as they are."""
+        retry_seconds: float | None = None
+        while True:
+            await self._wait(retry_seconds)
+            retry_seconds = await self._apply()
+
+    async def _wait(self, retry_seconds: float | None) -> None:
+        """Wait until there is a reason to apply the rules: asked for, changed, or the time to try again."""
+        left = retry_seconds
+        while True:
+            pause = LOOK_SECONDS if left is None else min(left, LOOK_SECONDS)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._asked.wait(), pause)
+            seen = self._stamp()
+            if self._asked.is_set() or seen != self._seen:
+                self._asked.clear()
+                self._seen = seen
+                return
+            if left is not None:
+                left -= pause
+                if left <= 0:
+                    return
+
+    async def _apply(self) -> float | None:
+        """Apply them once; return in how many seconds to try again, None if there is no need."""
+        try:
+            wanted = self._read()
+        except ValueError as error:
+            way_out = "mend them; X's rules stay as they are"
+            log.error("rules_not_read", faults=error.args, way_out=way_out)  # noqa: TRY400 - the operator's, not ours
+            return None
+        if not wanted:
+            log.warning("rules_empty", way_out="write at least one; X's rules stay as they are")
+            return None
+        try:
+            changes = await self._sync(wanted)
+        except RulesError as error:
+            log.error("rules_refused", problems=error.problems)  # noqa: TRY400 - as above
+            return None
+        except RulesUnavailableError as error:
+            verdict = error.verdict
+            write = log.warning if verdict.healable else log.error
+            write("rules_not_applied", reason=verdict.reason, detail=verdict.detail, retry_seconds=verdict.delay)
+            return verdict.delay
+        log_changes(changes)
+        if not changes.is_empty:
+            self._changed()
+        return None
+
+
+def log_changes(changes: Changes) -> None:
+    """Say in the log what was done."""
+    replaced = len(changes.replace)
+    log.info(
+        "rules_synced",
+        added=len(changes.add) + replaced,
+        deleted=len(changes.delete) + replaced,
+        kept=len(changes.keep),
+    )
+
+
+async def _sync(client: "_Client", wanted: Sequence[Rule], apply: bool, all_owners: bool) -> Changes:
+    changes = compare(wanted, await client.present(), all_owners=all_owners)
     replacements = [change.new for change in changes.replace]
     await client.add([*changes.add, *replacements], dry_run="true")
     if apply:

@@ -22,12 +22,17 @@ The rules of the loop here:
 * A redirect is not followed: aiohttp would drop the token on the way, and X has no reason to send one.
 * Proxies come from the environment (`HTTPS_PROXY`, `NO_PROXY`), and so do certificates (`SSL_CERT_FILE`).
 * Being cancelled closes the connection, so that X frees its slot.
+
+`core.reconnect` says when to come back, `core.gaps` what backfill to ask for. A request with backfill that is refused
+is made again without: only if that one succeeds it was the backfill.
 """
 
 import asyncio
 import base64
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from email.utils import parsedate_to_datetime
+from random import Random
 from typing import Protocol
 
 import aiohttp
@@ -37,18 +42,8 @@ from tweepy.asynchronous import AsyncStreamingClient
 from service import __version__
 from service.core.limits import KIB
 from service.core.lines import LineSplitter
-from service.core.reconnect import Cause, Ladders, Reason, Reconnect, Verdict, refusal
+from service.core.reconnect import Cause, Ladders, Objection, Reason, Reconnect, Verdict, refusal
 from service.core.records import DropReason
-
-FILTERED_STREAM = "/2/tweets/search/stream"
-SAMPLE_STREAM = "/2/tweets/sample/stream"
-
-# What the processor stores and the partition keys need. A long post has its whole text in note_tweet.
-PARAMETERS: Mapping[str, list[str]] = {
-    "tweet_fields": ["author_id", "conversation_id", "created_at", "lang", "note_tweet", "referenced_tweets"],
-    "expansions": ["author_id"],
-    "user_fields": ["name", "username"],
-}
 
 # X writes a keep-alive at least every 20 s; clients that gave up after 21 s dropped healthy connections.
 STALL_SECONDS = 30.0
@@ -56,12 +51,23 @@ CONNECT_SECONDS = 10.0
 # For the body of a refusal.
 BODY_SECONDS = 5.0
 BODY_BYTES = 64 * KIB
+# X asks for 5 s after a taken slot; once the slot is freed there is nothing to wait for but X's own bookkeeping.
+FREED_SECONDS = 1.0
 
 
 class Observer(Protocol):
-    """Whoever wants to know how the connection is. Its methods return at once and do not raise."""
+    """Whoever follows the connection, and knows what it is for. All but `connecting` return at once; none raises."""
 
-    def connected(self) -> None:
+    async def connecting(self) -> None:
+        """Write down that a connect is made: X counts it also if this process ends now."""
+
+    def backfill_minutes(self) -> int:
+        """Say how much to ask for with the next connect; 0 for none."""
+
+    def backfill_refused(self) -> None:
+        """X answers 200 without backfill, and did not with it."""
+
+    def connected(self, backfill_minutes: int) -> None:
         """X answered 200."""
 
     def disconnected(self, reason: Reason, detail: str, retry_seconds: float, healable: bool) -> None:
@@ -72,6 +78,29 @@ class Observer(Protocol):
 
     def rejected(self, line: bytes, reason: DropReason) -> None:
         """A line was overlong (its head is here) or cut."""
+
+    def objection(self) -> Objection | None:
+        """Say why no connection is wanted now; asked before each connect, and after each chunk of an open one."""
+
+
+class Token(Protocol):
+    """The app's bearer token."""
+
+    async def get(self) -> str:
+        """Give it; raises TokenError."""
+
+    def refused(self) -> None:
+        """X does not take it."""
+
+
+class Slot(Protocol):
+    """What X believes of our connection."""
+
+    async def learn(self, connected_at: float, token: str) -> None:
+        """Find out which of X's connections began then, by X's clock, and is ours. Runs beside it."""
+
+    async def free(self, token: str) -> bool:
+        """End the connection that we had, if X believes it to be open. Whether it did."""
 
 
 class TokenError(Exception):
@@ -88,26 +117,29 @@ class Stream:
 
     Arguments:
         url: base URL of the X API.
-        token: app-only bearer token.
+        token: gives the app-only bearer token.
         on_lines: takes complete lines, in order; returns those that hold nothing but X's errors. It must not wait.
         observer: hears of connections, keep-alives and lines that are lost.
         reconnect: says when to connect again.
         clock: the clock of `reconnect`, in seconds.
         path: of the stream, with what query tweepy does not know, such as `partition`.
         parameters: of the query, by the names that tweepy's `filter` has for them.
+        slot: frees the slot of a connection that X still counts; None leaves it to time.
         stall_seconds: so long without a byte, not even a keep-alive, and the connection counts as dead.
     """
 
     def __init__(
         self,
         url: str,
-        token: str,
+        token: Token,
         on_lines: Callable[[list[bytes]], list[bytes]],
         observer: Observer,
         reconnect: Reconnect,
         clock: Callable[[], float],
-        path: str = FILTERED_STREAM,
-        parameters: Mapping[str, list[str]] = PARAMETERS,
+        *,
+        path: str,
+        parameters: Mapping[str, Sequence[str]],
+        slot: Slot | None = None,
         stall_seconds: float = STALL_SECONDS,
     ) -> None:
         self._url = url.rstrip("/") + path
@@ -116,41 +148,104 @@ class Stream:
         self._observer = observer
         self._reconnect = reconnect
         self._clock = clock
-        self._parameters = parameters
+        self._parameters = {name: list(values) for name, values in parameters.items() if values}
+        self._slot = slot
         self._stall_seconds = stall_seconds
         self._last_error = b""
+        self._doubts_backfill = False
+        self._crowded = 0  # refusals in a row because the slot was taken
+        self._waiting_for: Reason | None = None
+        self._called = asyncio.Event()
 
     async def run(self) -> None:
         """Keep connected until cancelled. Only a bug raises."""
-        await asyncio.sleep(self._reconnect.budget.wait(self._clock()))
         while True:
+            # Not to be cut short by anybody.
+            await asyncio.sleep(self._reconnect.budget.wait(self._clock()))
             verdict = await self._connect_once()
             self._observer.disconnected(verdict.reason, verdict.detail, verdict.delay, verdict.healable)
-            await asyncio.sleep(verdict.delay)
+            self._waiting_for = verdict.reason
+            self._called.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._called.wait(), verdict.delay)
+            self._waiting_for = None
+
+    def rules_changed(self) -> None:
+        """Try again at once if there were no rules."""
+        if self._waiting_for is Reason.NO_RULES:
+            self._called.set()
 
     async def _connect_once(self) -> Verdict:
+        objection = self._observer.objection()
+        if objection is not None and objection.seconds is not None:
+            return self._reconnect.put_off(objection)
+        try:
+            token = await self._token.get()
+        except TokenError as error:
+            return error.verdict
+        minutes = 0 if self._doubts_backfill else self._observer.backfill_minutes()
         self._reconnect.connecting(self._clock())
-        async with _session(f"Bearer {self._token}") as session:
+        await self._observer.connecting()
+        async with _session(f"Bearer {token}") as session:
             client = _Client(self._url, session)
+            query = {**self._parameters, **({"backfill_minutes": str(minutes)} if minutes else {})}
             try:
                 async with asyncio.timeout(self._stall_seconds):
-                    response: aiohttp.ClientResponse = await client.filter(**self._parameters)
+                    response: aiohttp.ClientResponse = await client.filter(**query)
             except (aiohttp.ClientError, OSError) as error:
                 return self._reconnect.lost(
                     Reason.NETWORK_ERROR, f"X cannot be reached: {_words(error)}", self._clock()
                 )
             try:
-                if response.status != 200:
-                    body = await _body(response, min(BODY_SECONDS, self._stall_seconds))
-                    return self._reconnect.refused(response.status, response.headers, body, self._clock())
-                self._reconnect.connected(self._clock())
-                self._observer.connected()
-                reason, words = await self._read(response.content)
-                return self._reconnect.lost(reason, words, self._clock(), self._last_error)
+                if response.status == 200:
+                    return await self._stay(response, minutes, token)
+                verdict = await self._refused(response, minutes)
             finally:
                 response.close()
+        if await self._frees_slot(verdict.reason, token):
+            return verdict._replace(delay=max(FREED_SECONDS, self._reconnect.budget.wait(self._clock())))
+        return verdict
 
-    async def _read(self, content: aiohttp.StreamReader) -> tuple[Reason, str]:
+    async def _refused(self, response: aiohttp.ClientResponse, minutes: int) -> Verdict:
+        body = await _body(response, min(BODY_SECONDS, self._stall_seconds))
+        cause = refusal(response.status, response.headers, body)
+        if minutes and cause.reason in {Reason.BAD_REQUEST, Reason.FORBIDDEN}:
+            self._doubts_backfill = True
+            return self._reconnect.lost(Reason.BACKFILL_REFUSED, cause.words, self._clock())
+        if cause.reason in {Reason.BAD_REQUEST, Reason.FORBIDDEN}:
+            self._doubts_backfill = False
+        if cause.reason is Reason.UNAUTHORIZED:
+            self._token.refused()
+        return self._reconnect.refused(cause, self._clock())
+
+    async def _stay(self, response: aiohttp.ClientResponse, minutes: int, token: str) -> Verdict:
+        self._reconnect.connected(self._clock())
+        self._observer.connected(minutes)
+        self._crowded = 0
+        if self._doubts_backfill:
+            self._doubts_backfill = False
+            self._observer.backfill_refused()
+        connected_at = _date(response.headers)
+        learning = None
+        if self._slot is not None and connected_at is not None:
+            learning = asyncio.create_task(self._slot.learn(connected_at, token))
+        try:
+            end = await self._read(response.content)
+        finally:
+            if learning is not None and not learning.cancel():
+                learning.result()
+        if end.seconds is not None:
+            return self._reconnect.put_off(end)
+        return self._reconnect.lost(end.reason, end.words, self._clock(), self._last_error)
+
+    async def _frees_slot(self, reason: Reason, token: str) -> bool:
+        """Have X end our own older connection, from the second refusal in a row on: most are gone by then."""
+        if reason is not Reason.TOO_MANY_CONNECTIONS:
+            return False
+        self._crowded += 1
+        return self._slot is not None and self._crowded > 1 and await self._slot.free(token)
+
+    async def _read(self, content: aiohttp.StreamReader) -> Objection:
         """Read until the connection ends; say how it ended."""
         self._last_error = b""
         splitter = LineSplitter()
@@ -161,16 +256,19 @@ class Stream:
                     try:
                         chunk = await content.readany()
                     except (aiohttp.ClientError, OSError) as error:
-                        return Reason.CUT, f"the connection broke off: {_words(error)}"
+                        return Objection(Reason.CUT, f"the connection broke off: {_words(error)}")
                     if not chunk:
-                        return Reason.CLEAN_CLOSE, "X ended the stream"
+                        return Objection(Reason.CLEAN_CLOSE, "X ended the stream")
                     self._take(splitter, splitter.feed(chunk))
+                    objection = self._observer.objection()
+                    if objection is not None:
+                        return objection
                     # After the work, so that a slow moment of ours is not X's silence.
                     silence.reschedule(loop.time() + self._stall_seconds)
         except TimeoutError:
             if not silence.expired():
                 raise
-            return Reason.STALL, f"X was silent for {self._stall_seconds:g} s, without even a keep-alive"
+            return Objection(Reason.STALL, f"X was silent for {self._stall_seconds:g} s, without even a keep-alive")
         finally:
             self._take_rest(splitter, content)
 
@@ -220,28 +318,64 @@ class _Client(AsyncStreamingClient):  # type: ignore[misc]  # tweepy has no type
         return response
 
 
-async def bearer_token(url: str, key: str, secret: str, ladders: Ladders) -> str:
+class BearerToken:
     """
-    Exchange the app's key and secret for its bearer token; X gives the same one every time.
+    The app's bearer token: one that is set, or what X gives for the app's key and secret.
 
-    Raises TokenError. `ladders` says how long to wait then, and remembers how often it failed.
+    Arguments:
+        url: base URL of the X API.
+        bearer: the token; "" if key and secret are given instead.
+        key: of the app.
+        secret: that belongs to the key.
+        rng: for the jitter of the waits that a TokenError proposes.
+        on_new: called with a token that X gave, before it is used.
     """
-    basic = "Basic " + base64.b64encode(f"{key}:{secret}".encode()).decode()
-    form = {"grant_type": "client_credentials"}
-    try:
-        async with (
-            asyncio.timeout(STALL_SECONDS),
-            _session(basic) as session,
-            session.post(url.rstrip("/") + "/oauth2/token", data=form, allow_redirects=False) as response,
-        ):
-            body = await _body(response, BODY_SECONDS)
-    except (aiohttp.ClientError, OSError) as error:
-        cause = Cause(Reason.NETWORK_ERROR, f"X cannot be reached: {_words(error)}")
-        raise TokenError(ladders.verdict(cause)) from None
-    if response.status == 200:
-        with contextlib.suppress(msgspec.DecodeError):
-            return msgspec.json.decode(body, type=_Token).access_token
-    raise TokenError(ladders.verdict(refusal(response.status, response.headers, body)))
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        bearer: str = "",
+        key: str = "",
+        secret: str = "",
+        rng: Random,
+        on_new: Callable[[str], None] = lambda _token: None,
+    ) -> None:
+        self._url = url.rstrip("/") + "/oauth2/token"
+        self._bearer = bearer
+        self._basic = "" if bearer else "Basic " + base64.b64encode(f"{key}:{secret}".encode()).decode()
+        self._ladders = Ladders(rng)
+        self._on_new = on_new
+
+    async def get(self) -> str:
+        """Give it, and ask X for it if need be; X gives the same one until it is revoked. Raises TokenError."""
+        if not self._bearer:
+            self._bearer = await self._exchange()
+            self._on_new(self._bearer)
+            self._ladders.reset()
+        return self._bearer
+
+    def refused(self) -> None:
+        """X does not take it: one that X gave is asked for anew."""
+        if self._basic:
+            self._bearer = ""
+
+    async def _exchange(self) -> str:
+        form = {"grant_type": "client_credentials"}
+        try:
+            async with (
+                asyncio.timeout(STALL_SECONDS),
+                _session(self._basic) as session,
+                session.post(self._url, data=form, allow_redirects=False) as response,
+            ):
+                body = await _body(response, BODY_SECONDS)
+        except (aiohttp.ClientError, OSError) as error:
+            cause = Cause(Reason.NETWORK_ERROR, f"X cannot be reached: {_words(error)}")
+            raise TokenError(self._ladders.verdict(cause)) from None
+        if response.status == 200:
+            with contextlib.suppress(msgspec.DecodeError):
+                return msgspec.json.decode(body, type=_Token).access_token
+        raise TokenError(self._ladders.verdict(refusal(response.status, response.headers, body)))
 
 
 class _Token(msgspec.Struct):
@@ -281,6 +415,14 @@ def _is_whole(line: bytes) -> bool:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
     return True
+
+
+def _date(headers: Mapping[str, str]) -> float | None:
+    """X's clock at its answer, in seconds since 1970."""
+    try:
+        return parsedate_to_datetime(headers["date"]).timestamp()
+    except (KeyError, ValueError):
+        return None
 
 
 def _words(error: Exception) -> str:

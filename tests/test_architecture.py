@@ -53,6 +53,7 @@ TESTED_ELSEWHERE = {
     "processor/__main__.py": "tests/processor/test_console.py",
     "service/app.py": PIPELINE,
     "service/check.py": PIPELINE,
+    "service/source.py": "tests/service/test_source.py",
 }
 
 
@@ -98,7 +99,9 @@ def may_import(module: str, name: str) -> bool:
     if any(within(name, library) and file not in owners for library, owners in OWNERS.items()):
         return False
     if within(name, "service"):
-        return file in {"app.py", "check.py", "__main__.py"} or within(name, "service.core", "service.__version__")
+        return file in {"app.py", "check.py", "source.py", "__main__.py"} or within(
+            name, "service.core", "service.__version__"
+        )
     return not within(name, "processor", "local", "bench", "tests") and not name.startswith(".")
 
 

@@ -10,7 +10,7 @@ X's rules for coming back ("Handling disconnections" and "Consuming streaming da
     network errors                         0.25 s more at each try, at most 16 s
     HTTP errors                            5 s, doubling, at most 320 s
     429                                    60 s, doubling: each one too early makes the limit last longer
-    all streams together                   50 connects in 15 minutes
+    all clients of an app                  50 connects in 15 minutes, for each kind of stream
 
 What is added to them here:
 
@@ -19,7 +19,9 @@ What is added to them here:
 * A ladder is climbed until a connection has lived for a minute; a 200 alone takes nobody down.
 * The first two ladders have full jitter. The waits that X asks for are never cut short: jitter goes on top.
 * The connects come out of a token bucket. It allows no more than 50 in any 15 minutes, and unlike a count over a
-  window it never leaves the daemon without a try for more than 30 s.
+  window it never leaves the daemon without a try for more than 30 s. The partitions of one stream are processes that
+  know nothing of each other, so each has its part of the 50: with 20 partitions a connect every ten minutes.
+* A connection that is alive but brings no posts is replaced: see `core.gaps`.
 * What only an operator can heal is still retried, slowly, so that it ends by itself once it is healed.
 
 Times are the caller's clock, in seconds, any origin. X's own time comes from its `Date` header, so that neither
@@ -35,10 +37,11 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-# X: 50 connects per app in 15 minutes (rate limits page). A bucket of 20 that gains 30 in that time gives 50 at most.
+# X: 50 connects per app in 15 minutes (rate limits page), the volume streams' partitions together.
 WINDOW_SECONDS = 900.0
-BURST = 20
-CONNECTS_PER_SECOND = 30 / WINDOW_SECONDS
+CONNECTS = 50.0
+# A bucket of 20 that gains 30 in that time gives 50 at most.
+BURST_SHARE = 0.4
 
 # X may close a stream for its own reasons at any time; one that lived this long was a good one.
 GOOD_LIFE_SECONDS = 60.0
@@ -57,17 +60,20 @@ class Reason(StrEnum):
     CLEAN_CLOSE = "clean_close"
     CUT = "cut"  # the connection ended, the HTTP answer did not
     STALL = "stall"
+    EMPTY = "empty"  # keep-alives, but no posts though there should be some
     OPERATIONAL_DISCONNECT = "operational_disconnect"
     SERVER_ERROR = "server_error"
     PROVISIONING = "provisioning"  # a changed subscription is being set up
     RATE_LIMITED = "rate_limited"
     TOO_MANY_CONNECTIONS = "too_many_connections"
     USAGE_CAPPED = "usage_capped"
+    BUDGET_SPENT = "budget_spent"  # our own limit, not X's
     UNAUTHORIZED = "unauthorized"
     PAYMENT_REQUIRED = "payment_required"
     FORBIDDEN = "forbidden"
     NO_RULES = "no_rules"
     BAD_REQUEST = "bad_request"
+    BACKFILL_REFUSED = "backfill_refused"  # perhaps: the next try goes without
     NOT_FOUND = "not_found"
     REDIRECT = "redirect"
     UNEXPECTED_ANSWER = "unexpected_answer"
@@ -109,6 +115,7 @@ POLICIES = {
     Reason.CLEAN_CLOSE: Policy(NETWORK, healable=True),
     Reason.CUT: Policy(NETWORK, healable=True),
     Reason.STALL: Policy(NETWORK, healable=True),
+    Reason.EMPTY: Policy(NETWORK, healable=True),
     Reason.OPERATIONAL_DISCONNECT: Policy(HTTP, healable=True),
     Reason.SERVER_ERROR: Policy(HTTP, healable=True),
     Reason.PROVISIONING: Policy(PATIENT, healable=True),
@@ -117,10 +124,12 @@ POLICIES = {
         CROWDED, healable=True, advice="another client, or an older connection that X still counts, holds the slot"
     ),
     Reason.USAGE_CAPPED: Policy(PATIENT, healable=False, advice="the cap ends on its reset day, or with a larger plan"),
+    Reason.BUDGET_SPENT: Policy(PATIENT, healable=False, advice="raise MILLRACE_MONTHLY_POSTS to go on at once"),
     Reason.UNAUTHORIZED: Policy(PATIENT, healable=False, advice="check MILLRACE_BEARER_TOKEN, or the API key"),
     Reason.PAYMENT_REQUIRED: Policy(PATIENT, healable=False, advice="add credits, or raise the spend limit, at X"),
     Reason.FORBIDDEN: Policy(PATIENT, healable=False, advice="the app's access level at X does not include this"),
     Reason.NO_RULES: Policy(HTTP, healable=False, advice="set MILLRACE_RULES or MILLRACE_RULES_FILE"),
+    Reason.BACKFILL_REFUSED: Policy(NETWORK, healable=True, advice="trying without backfill"),
     Reason.BAD_REQUEST: Policy(PATIENT, healable=False),
     Reason.NOT_FOUND: Policy(PATIENT, healable=False, advice="check MILLRACE_X_URL and MILLRACE_SOURCE"),
     Reason.REDIRECT: Policy(PATIENT, healable=False, advice="set MILLRACE_X_URL to where X is now"),
@@ -186,6 +195,21 @@ class Verdict(NamedTuple):
     healable: bool
 
 
+class Objection(NamedTuple):
+    """
+    Why we ourselves want no connection.
+
+    Attributes:
+        reason: the short name.
+        words: one line: what is the matter.
+        seconds: for so long; None to try again by the ladder.
+    """
+
+    reason: Reason
+    words: str
+    seconds: float | None = None
+
+
 def refusal(status: int, headers: Mapping[str, str], body: bytes) -> Cause:
     """Read an answer that is not the wished one."""
     problem = _problem(body)
@@ -238,19 +262,24 @@ class Ladders:
 
 class Budget:
     """
-    A token bucket for connects: 20 at once, 2 a minute for ever.
+    A token bucket for connects: two fifths of them at once, the others evenly.
 
-    `spare` is how many connects may be made at once, at `now`. To keep the budget over a restart, keep what
-    `spare()` says with the time of day, and pass on the sum of it and of `CONNECTS_PER_SECOND` for the time since.
+    `spare` is how many may be made at once, at `now`; None for all. To keep the budget over a restart, keep what
+    `spare()` says with the time of day, and pass on the sum of it and of `per_second` for the time since.
+
+    Arguments:
+        connects: how many are allowed in 15 minutes, at least 2.
     """
 
-    def __init__(self, now: float, spare: float = BURST) -> None:
-        self._spare = min(spare, BURST)
+    def __init__(self, now: float, spare: float | None = None, connects: float = CONNECTS) -> None:
+        self.burst = max(1, int(connects * BURST_SHARE))
+        self.per_second = (connects - self.burst) / WINDOW_SECONDS
+        self._spare = self.burst if spare is None else min(spare, self.burst)
         self._at = now
 
     def spare(self, now: float) -> float:
         """How many connects may be made at once."""
-        return min(BURST, self._spare + (now - self._at) * CONNECTS_PER_SECOND)
+        return min(self.burst, self._spare + (now - self._at) * self.per_second)
 
     def take(self, now: float) -> None:
         """One connect is made."""
@@ -259,18 +288,18 @@ class Budget:
 
     def wait(self, now: float) -> float:
         """Seconds until the next connect may be made."""
-        return max(0.0, (1 - self.spare(now)) / CONNECTS_PER_SECOND)
+        return max(0.0, (1 - self.spare(now)) / self.per_second)
 
 
 class Reconnect:
     """
     One stream's way back: what happened goes in, a verdict comes out.
 
-    `spare` is the connect budget that is left, see `Budget`.
+    `spare` and `connects` are those of its `Budget`.
     """
 
-    def __init__(self, now: float, rng: Random, spare: float = BURST) -> None:
-        self.budget = Budget(now, spare)
+    def __init__(self, now: float, rng: Random, spare: float | None = None, connects: float = CONNECTS) -> None:
+        self.budget = Budget(now, spare, connects)
         self._ladders = Ladders(rng)
         self._connected_at: float | None = None
 
@@ -282,9 +311,9 @@ class Reconnect:
         """X answered 200."""
         self._connected_at = now
 
-    def refused(self, status: int, headers: Mapping[str, str], body: bytes, now: float) -> Verdict:
-        """X answered, but not with a stream."""
-        return self._within_budget(self._ladders.verdict(refusal(status, headers, body)), now)
+    def refused(self, cause: Cause, now: float) -> Verdict:
+        """X answered, but not with a stream: see `refusal`."""
+        return self._within_budget(self._ladders.verdict(cause), now)
 
     def lost(self, reason: Reason, words: str, now: float, message: bytes = b"") -> Verdict:
         """
@@ -299,6 +328,11 @@ class Reconnect:
             self._ladders.reset()
         at_once = was_good and not POLICIES[cause.reason].ladder.least
         return self._within_budget(_verdict(cause, 0.0) if at_once else self._ladders.verdict(cause), now)
+
+    def put_off(self, objection: Objection) -> Verdict:
+        """We ourselves want no connection for some seconds."""
+        self._connected_at = None
+        return _verdict(Cause(objection.reason, objection.words), objection.seconds or 0.0)
 
     def _within_budget(self, verdict: Verdict, now: float) -> Verdict:
         return verdict._replace(delay=max(verdict.delay, self.budget.wait(now)))

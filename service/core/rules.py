@@ -10,7 +10,7 @@ gave. From that the cases of a wanted rule:
     X has the value as ours, with another tag  replaced: deleted first, because X would refuse the same value twice
     X has not got the value                    added
 
-and of a present rule that is not wanted: ours is deleted, another owner's stays.
+and of a present rule that is not wanted: ours is deleted, another owner's stays unless all owners' are to go.
 """
 
 from collections.abc import Sequence
@@ -62,8 +62,12 @@ class Changes(NamedTuple):
         return not (self.add or self.replace or self.delete)
 
 
-def compare(wanted: Sequence[Rule], present: Sequence[Rule]) -> Changes:
-    """Say how to get from the present rules to the wanted ones; no two wanted rules have the same value."""
+def compare(wanted: Sequence[Rule], present: Sequence[Rule], *, all_owners: bool = False) -> Changes:
+    """
+    Say how to get from the present rules to the wanted ones; no two wanted rules have the same value.
+
+    With `all_owners`, rules of others that are not wanted are deleted too.
+    """
     by_value = {rule.value: rule for rule in present}
     changes = Changes([], [], [], [])
     for rule in wanted:
@@ -76,5 +80,5 @@ def compare(wanted: Sequence[Rule], present: Sequence[Rule]) -> Changes:
         else:
             changes.keep.append(old)
     values = {rule.value for rule in wanted}
-    changes.delete.extend(rule for rule in present if rule.is_ours and rule.value not in values)
+    changes.delete.extend(rule for rule in present if (rule.is_ours or all_owners) and rule.value not in values)
     return changes

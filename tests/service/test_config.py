@@ -41,6 +41,14 @@ def test_every_setting() -> None:
             "MILLRACE_API_KEY_SECRET": "secret",
             "MILLRACE_X_URL": "http://127.0.0.1:8081/",
             "MILLRACE_SOURCE": "filtered",
+            "MILLRACE_BACKFILL": "off",
+            "MILLRACE_MONTHLY_POSTS": "3000000",
+            "MILLRACE_TWEET_FIELDS": "author_id, conversation_id",
+            "MILLRACE_EXPANSIONS": "referenced_tweets.id,author_id",
+            "MILLRACE_USER_FIELDS": "verified",
+            "MILLRACE_MEDIA_FIELDS": "url,type",
+            "MILLRACE_PLACE_FIELDS": "name",
+            "MILLRACE_POLL_FIELDS": "options",
             "MILLRACE_RULES": "#cats lang:en\n\n  dogs  ",
             "MILLRACE_STREAM": "arn:aws:kinesis:eu-west-1:123456789012:stream/posts",
             "MILLRACE_PARTITION_KEY": "conversation_id",
@@ -48,7 +56,7 @@ def test_every_setting() -> None:
             "MILLRACE_LANES_PER_SHARD": "10",
             "MILLRACE_LINGER_SECONDS": "0.25",
             "MILLRACE_MEMORY_LIMIT": "1MiB",
-            "MILLRACE_JOURNAL": "off",
+            "MILLRACE_JOURNAL": "/var/lib/millrace",
             "MILLRACE_JOURNAL_LIMIT": "2 GiB",
             "MILLRACE_HTTP_HOST": "::",
             "MILLRACE_HTTP_PORT": "0",
@@ -62,6 +70,14 @@ def test_every_setting() -> None:
         api_key_secret=Secret("secret"),
         x_url="http://127.0.0.1:8081",
         source="filtered",
+        backfill="off",
+        monthly_posts=3_000_000,
+        tweet_fields=("author_id", "conversation_id"),
+        expansions=("referenced_tweets.id", "author_id"),
+        user_fields=("verified",),
+        media_fields=("url", "type"),
+        place_fields=("name",),
+        poll_fields=("options",),
         rules=(Rule("#cats lang:en"), Rule("dogs")),
         stream="arn:aws:kinesis:eu-west-1:123456789012:stream/posts",
         partition_key="conversation_id",
@@ -69,7 +85,7 @@ def test_every_setting() -> None:
         lanes_per_shard=10,
         linger_seconds=0.25,
         memory_limit=1024 * 1024,
-        journal=None,
+        journal=Path("/var/lib/millrace"),
         journal_limit=2 * 1024 * 1024 * 1024,
         http_host="::",
         http_port=0,
@@ -101,7 +117,7 @@ def test_all_faults_at_once() -> None:
     lines = faults(
         {
             "MILLRACE_STREEM": "posts",
-            "MILLRACE_SOURCE": "firehose",
+            "MILLRACE_SOURCE": "hosepipe",
             "MILLRACE_LANES_PER_SHARD": "11",
             "MILLRACE_MEMORY_LIMIT": "128MB",
             "MILLRACE_RULES": "cats",
@@ -158,6 +174,42 @@ class TestContradictions:
         """The sample stream would ignore rules and bring everything."""
         (line,) = faults(NEEDED | {"MILLRACE_SOURCE": "sample", "MILLRACE_RULES": "cats"})
         assert line.startswith("MILLRACE_RULES: SOURCE=sample takes no rules; ")
+
+    @pytest.mark.parametrize(
+        ("source", "partition", "fault_of_it"),
+        [
+            ("firehose", None, "not set, and SOURCE=firehose is dealt out; write a number from 1 to 20"),
+            ("sample10", "3", "SOURCE=sample10 has 2 partitions; write a number from 1 to 2"),
+            ("firehose_en", "9", "SOURCE=firehose_en has 8 partitions; write a number from 1 to 8"),
+            ("firehose", "21", "21 is out of range; write a number from 1 to 20"),
+            ("filtered", "1", "SOURCE=filtered has no partitions; remove it"),
+            ("sample", "1", "SOURCE=sample has no partitions; remove it"),
+        ],
+    )
+    def test_partition(self, source: str, partition: str | None, fault_of_it: str) -> None:
+        """Each stream has as many partitions as X gives it, and each process one of them."""
+        environ = NEEDED | {"MILLRACE_SOURCE": source} | ({"MILLRACE_PARTITION": partition} if partition else {})
+        assert faults(environ) == (f"MILLRACE_PARTITION: {fault_of_it}",)
+
+    @pytest.mark.parametrize(("source", "partition"), [("firehose", "20"), ("firehose_ja", "2"), ("sample10", "1")])
+    def test_partition_that_there_is(self, source: str, partition: str) -> None:
+        """The last one counts."""
+        settings = load(NEEDED | {"MILLRACE_SOURCE": source, "MILLRACE_PARTITION": partition})
+        assert settings.partition == int(partition)
+
+    def test_the_partition_key_must_be_asked_for(self) -> None:
+        """X sends only what it is asked for, and without the key there is no order."""
+        line = fault("MILLRACE_TWEET_FIELDS", "created_at,lang")
+        assert line == "MILLRACE_TWEET_FIELDS: lacks author_id, which MILLRACE_PARTITION_KEY keeps in order; add it"
+        settings = {"MILLRACE_TWEET_FIELDS": "lang", "MILLRACE_PARTITION_KEY": "id"}
+        assert load(NEEDED | settings).tweet_fields == ("lang",)
+
+    def test_a_budget_needs_a_journal(self) -> None:
+        """A guard that forgets at each restart guards nothing."""
+        lines = faults(NEEDED | {"MILLRACE_MONTHLY_POSTS": "1000", "MILLRACE_JOURNAL": "off"})
+        assert lines == (
+            "MILLRACE_MONTHLY_POSTS: MILLRACE_JOURNAL is off, so each restart would count from 0; write a directory",
+        )
 
     @pytest.mark.parametrize("name", ["MILLRACE_BEARER_TOKEN", "MILLRACE_RULES"])
     def test_value_and_file(self, name: str) -> None:
@@ -247,8 +299,16 @@ class TestValues:
 
     def test_choice(self) -> None:
         """A source that is not supported is refused with those that are."""
-        line = fault("MILLRACE_SOURCE", "firehose")
-        assert line == "MILLRACE_SOURCE: 'firehose' is not supported; write one of filtered, sample, stdin"
+        line = fault("MILLRACE_SOURCE", "firehose_fr")
+        assert line == (
+            "MILLRACE_SOURCE: 'firehose_fr' is not supported; write one of filtered, sample, sample10, firehose,"
+            " firehose_en, firehose_ja, firehose_ko, firehose_pt, stdin"
+        )
+
+    @pytest.mark.parametrize("names", ["author_id,,lang", "Author_id", "author_id;lang", "a b", ".a", "a."])
+    def test_fields(self, names: str) -> None:
+        """What cannot be a name of X's is refused; which names there are is for X to say."""
+        assert "is no name of a field of X" in fault("MILLRACE_USER_FIELDS", names)
 
     @pytest.mark.parametrize("url", ["api.x.com", "ftp://api.x.com", "https://", "https://x:port", "http://[::1"])
     def test_url(self, url: str) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from structlog.testing import capture_logs
 
+from service.core.gaps import SNOWFLAKE_EPOCH, Window
 from service.core.posts import PostReader
 from service.core.records import DropReason, Outcome, Post
-from service.intake import READ_BYTES, SNOWFLAKE_EPOCH, Intake
+from service.intake import READ_BYTES, Intake
 from tests.virtual_loop import VirtualLoop, virtual_time
 
 READ_SECONDS = 0.01
@@ -128,7 +129,13 @@ class Rig:
     """An intake with all that it hands on. As in the daemon, whatever has an outcome is confirmed to the journal."""
 
     def __init__(
-        self, *, memory: int = 1000, disk: int = 1000, left: Iterable[bytes] = (), journal: bool = True
+        self,
+        *,
+        memory: int = 1000,
+        disk: int = 1000,
+        left: Iterable[bytes] = (),
+        journal: bool = True,
+        sift: Callable[[list[Post]], list[Post]] | None = None,
     ) -> None:
         self.memory = Memory(memory)
         self.disk = Disk(disk, left)
@@ -144,6 +151,7 @@ class Rig:
             on_outcomes=self._end,
             keep=lambda line, reason: self.letters.append((line, reason)),
             on_posts=self.seen.append,
+            sift=sift,
         )
 
     def _end(self, outcomes: list[Outcome]) -> None:
@@ -208,6 +216,31 @@ class TestInMemory:
         assert lines(1, 2, 3) == rig.offered()
         assert {post.position for post in rig.memory.offered} == {-1}
         assert rig.outcomes == []
+
+
+class TestSift:
+    @virtual_time
+    async def test_what_is_left_out_goes_nowhere(self) -> None:
+        """It has come, and that is all: neither journal nor sender see it. A chunk of nothing else is no matter."""
+        rig = Rig(sift=Window().fresh)
+        rig.intake.take(lines(1, 2))
+        rig.intake.take(lines(2, 3))
+        rig.intake.take(lines(1, 3))
+        assert rig.offered() == lines(1, 2, 3)
+        assert len(rig.disk.kept) == 3
+        assert rig.observer.posts == 6
+
+    @virtual_time
+    async def test_what_is_read_back_is_not_asked_for(self) -> None:
+        """It was sifted when it came: else everything that waited on disk would be a repeat."""
+        rig = Rig(memory=1, sift=Window().fresh)
+        async with rig.feeding():
+            rig.intake.take(lines(1))
+            rig.intake.take(lines(2, 3))
+            for _ in range(3):
+                rig.deliver(1)
+                await a_while()
+        assert rig.offered() == lines(1, 2, 3)
 
 
 class TestOnDisk:

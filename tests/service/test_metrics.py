@@ -18,7 +18,7 @@ from service.core.records import (
     SealReason,
 )
 from service.core.verdict import Check
-from service.metrics import Buffer, Inside, Metrics, new_registry
+from service.metrics import Buffer, Inside, Metrics, SourceFigures, new_registry
 
 # Dashboards and alerts rely on these names; the parser gives counters without their _total.
 FAMILIES = {
@@ -40,6 +40,8 @@ FAMILIES = {
     "stream_connected",
     "stream_reconnects",
     "stream_gap_seconds",
+    "posts_missed_estimate",
+    "posts_backfilled",
     "order_violations",
     "build_info",
     "received_bytes",
@@ -50,6 +52,7 @@ FAMILIES = {
     *("billed_payload_units", "billed_bytes", "put_record_retries", "put_errors", "put_request_records"),
     *("put_request_bytes", "shard_records", "shard_bytes", "shard_pace_ratio", "shard_records_waiting"),
     *("shard_oldest_post_seconds", "posts_on_disk", "buffer_limit_bytes", "journal_limit_bytes", "loop_delay_seconds"),
+    *("month_posts", "month_posts_budget", "stream_needs_operator"),
     *("stream_retry_timestamp_seconds", "stream_signal_timestamp_seconds", "posts_received_timestamp_seconds"),
     *("posts_delivered_timestamp_seconds", "lanes", "lanes_in_flight", "lanes_backing_off", "ready"),
     *("put_requests_in_flight", "put_requests_window"),
@@ -265,22 +268,32 @@ class TestSource:
         assert scraper.value("stream_reconnects_total", reason="stall") == 1
         assert scraper.value("stream_keep_alives_total") == 1
 
-    def test_gap(self, metrics: Metrics, scraper: Scraper, clock: Clock) -> None:
-        """Time without a connection adds up, and grows while it lasts, however many attempts fail."""
-        clock.now = 110
-        metrics.connected()
-        clock.now = 120
-        metrics.disconnected("cut", "", 0.0, True)
-        clock.now = 123
-        assert scraper.value("stream_gap_seconds_total") == 3
-        metrics.disconnected("refused", "", 5.0, True)
-        clock.now = 128
-        metrics.connected()
-        clock.now = 200
-        assert scraper.value("stream_gap_seconds_total") == 8
-        metrics.disconnected("closed", "", 0.0, True)
-        clock.now = 201
-        assert scraper.value("stream_gap_seconds_total") == 9
+    def test_what_it_asks_the_source(self, metrics: Metrics, scraper: Scraper) -> None:
+        """Gaps, what they cost, and the posts of the month are looked up at each scrape."""
+        assert scraper.value("stream_gap_seconds_total") == 0
+        metrics.read_source_with(lambda: SourceFigures(8.5, 300, 250, 12_000, 3_000_000))
+        assert metrics.gap_seconds == 8.5
+        assert scraper.value("stream_gap_seconds_total") == 8.5
+        assert scraper.value("posts_missed_estimate_total") == 300
+        assert scraper.value("posts_backfilled_total") == 250
+        assert scraper.value("month_posts") == 12_000
+        assert scraper.value("month_posts_budget") == 3_000_000
+        assert scraper.value("stream_needs_operator", reason="", detail="") == 0
+
+    def test_what_somebody_must_act_on(self, metrics: Metrics, scraper: Scraper) -> None:
+        """One series with the words of X, for as long as it is so."""
+        words = 'X answered 402: CreditsDepleted: "no credits"\\n'
+        metrics.read_source_with(lambda: SourceFigures(trouble=("payment_required", words)))
+        assert scraper.value("stream_needs_operator", reason="payment_required", detail=words) == 1
+        assert len(scraper.labels("stream_needs_operator", "reason")) == 1
+
+    def test_repeats(self, metrics: Metrics, scraper: Scraper) -> None:
+        """A post that came before has come and is out again in the same step."""
+        metrics.received(10, 1000)
+        metrics.duplicate(4)
+        metrics.read_buffer_with(lambda: Buffer(6, 600))
+        assert scraper.value("posts_duplicate_total") == 4
+        assert scraper.balance() == 0
 
     def test_moments(self, registry: CollectorRegistry) -> None:
         """When something last came, and when the next try is due, are moments, so that an alert can tell their age."""
@@ -417,7 +430,7 @@ def test_a_look(metrics: Metrics, clock: Clock) -> None:
     metrics.request_done(request([100, 100]), 0.03, answer)
     metrics.request_done(request([100]), 0.03, RequestFailure(FailureKind.UNKNOWN, "500", "it failed"))
     metrics.disconnected("stall", "", 0.0, True)
-    clock.now += 4
+    metrics.read_source_with(lambda: SourceFigures(4.0))
     look = metrics.look()
     assert (look.received, look.delivered, look.dropped["refused"], look.buffered, look.on_disk) == (9, 5, 1, 3, 2)
     assert (look.buffer_bytes, look.buffer_limit, look.journal_bytes, look.journal_limit) == (300, 1000, 700, 5000)

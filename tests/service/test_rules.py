@@ -1,5 +1,6 @@
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from itertools import count
 from random import Random
@@ -7,10 +8,12 @@ from typing import Any, Self
 
 import pytest
 from aiohttp import web
+from structlog.testing import capture_logs
 
-from service.core.reconnect import Reason
-from service.core.rules import Rule
-from service.rules import PATH, Rules, RulesError, RulesUnavailableError
+from service.core.reconnect import Reason, Verdict
+from service.core.rules import Changes, Rule
+from service.rules import PATH, Rules, RulesError, RulesKeeper, RulesUnavailableError
+from tests.virtual_loop import virtual_time
 
 TYPE = "https://api.twitter.com/2/problems/"
 TOKEN = "secret-token"
@@ -48,8 +51,8 @@ class FakeX:
         host, port = self._runner.addresses[0]
         return f"http://{host}:{port}"
 
-    async def sync(self, *wanted: Rule, apply: bool = True) -> Any:
-        return await Rules(self.url, TOKEN, Random(1)).sync(wanted, apply=apply)
+    async def sync(self, *wanted: Rule, apply: bool = True, all_owners: bool = False) -> Any:
+        return await Rules(self.url, Random(1)).sync(TOKEN, wanted, apply=apply, all_owners=all_owners)
 
     async def _serve(self, request: web.Request) -> web.Response:
         assert request.path == PATH
@@ -155,6 +158,14 @@ async def test_showing_changes_makes_none() -> None:
     assert [rule.value for rule in changes.delete] == ["old"]
 
 
+async def test_all_owners() -> None:
+    """If told so, rules that somebody else has put there go too, except those that are wanted."""
+    mine, other, wanted = ours("old", "", 1), Rule("weather", "somebody", "7"), Rule("cats", "theirs", "8")
+    async with FakeX(mine, other, wanted) as x:
+        await x.sync(Rule("cats", "pets"), all_owners=True)
+        assert list(x.rules.values()) == [wanted]
+
+
 async def test_a_bad_rule_changes_nothing() -> None:
     """X's judgement comes before any change, and reaches the user in X's words, with the rule."""
     async with FakeX(ours("old", "", 1)) as x:
@@ -244,11 +255,11 @@ async def test_a_rate_limit_says_how_long() -> None:
 async def test_repeated_failures_climb_a_ladder() -> None:
     """One object remembers how often it failed, so that X is not asked in a hot loop."""
     async with FakeX() as x:
-        rules = Rules(x.url, TOKEN, Random(1))
+        rules = Rules(x.url, Random(1))
     delays = []
     for _ in range(30):
         with pytest.raises(RulesUnavailableError, match="X cannot be reached: Cannot connect to host") as raised:
-            await rules.sync([], apply=True)
+            await rules.sync(TOKEN, [], apply=True)
         delays.append(raised.value.verdict.delay)
     assert raised.value.verdict.reason is Reason.NETWORK_ERROR
     assert sum(delays[20:]) > sum(delays[:10])
@@ -271,3 +282,137 @@ async def test_cancelling() -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
         release.set()
+
+
+class Keeping:
+    """A keeper over a file that the test writes and an X that answers as the test says, on a virtual clock."""
+
+    def __init__(self) -> None:
+        self.wanted: list[Rule] = []
+        self.fault: Exception | None = None
+        self.answers: list[Changes | Exception] = []
+        self.synced: list[tuple[float, list[Rule]]] = []
+        self.changes = 0
+        self.stamp = 0
+        self.keeper = RulesKeeper(self._read, lambda: self.stamp, self._sync, self._changed)
+
+    def _read(self) -> list[Rule]:
+        if self.fault:
+            raise self.fault
+        return self.wanted
+
+    async def _sync(self, wanted: Sequence[Rule]) -> Changes:
+        self.synced.append((asyncio.get_running_loop().time(), list(wanted)))
+        answer = self.answers.pop(0) if self.answers else Changes(list(wanted), [], [], [])
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def _changed(self) -> None:
+        self.changes += 1
+
+    def write(self, *rules: Rule) -> None:
+        """Write the file."""
+        self.wanted = list(rules)
+        self.stamp += 1
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[list[Any]]:
+        """Let it run; give its lines of log."""
+        with capture_logs() as logs:
+            task = asyncio.create_task(self.keeper.run())
+            await asyncio.sleep(0)
+            yield logs
+            task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled()
+
+
+def unavailable(seconds: float, healable: bool = True) -> RulesUnavailableError:
+    """Make the trouble that X cannot be asked."""
+    return RulesUnavailableError(Verdict(seconds, Reason.SERVER_ERROR, "X answered 503", healable))
+
+
+class TestKeeper:
+    @virtual_time
+    async def test_a_change_of_the_file_is_applied(self) -> None:
+        """Within a second or so, once, and without a signal."""
+        keeping = Keeping()
+        async with keeping.running() as logs:
+            await asyncio.sleep(100)
+            assert keeping.synced == []
+            keeping.write(Rule("cats"))
+            await asyncio.sleep(100)
+        assert [rules for _, rules in keeping.synced] == [[Rule("cats")]]
+        assert keeping.synced[0][0] <= 101
+        assert keeping.changes == 1
+        assert [(entry["event"], entry["added"]) for entry in logs] == [("rules_synced", 1)]
+
+    @virtual_time
+    async def test_a_signal_applies_them_at_once(self) -> None:
+        """Also if the file is as it was: X's rules may not be."""
+        keeping = Keeping()
+        keeping.wanted = [Rule("cats")]
+        keeping.answers = [Changes([], [], [], [Rule("cats")])]
+        async with keeping.running():
+            await asyncio.sleep(10.25)
+            keeping.keeper.reload()
+            await asyncio.sleep(0.1)
+            assert keeping.synced == [(10.25, [Rule("cats")])]
+        assert keeping.changes == 0, "nothing had to be changed"
+
+    @virtual_time
+    async def test_a_file_that_cannot_be_read_changes_nothing(self) -> None:
+        """The log says what to mend; the mended file is applied."""
+        keeping = Keeping()
+        keeping.fault = ValueError("MILLRACE_RULES_FILE: not YAML", "and more")
+        async with keeping.running() as logs:
+            keeping.write(Rule("cats"))
+            await asyncio.sleep(10)
+            assert keeping.synced == []
+            assert [(entry["event"], entry["faults"]) for entry in logs] == [
+                ("rules_not_read", ("MILLRACE_RULES_FILE: not YAML", "and more"))
+            ]
+            keeping.fault = None
+            keeping.write(Rule("cats"))
+            await asyncio.sleep(10)
+        assert len(keeping.synced) == 1
+
+    @virtual_time
+    async def test_an_empty_file_changes_nothing(self) -> None:
+        """To delete all rules would end the stream."""
+        keeping = Keeping()
+        async with keeping.running() as logs:
+            keeping.write()
+            await asyncio.sleep(10)
+        assert keeping.synced == []
+        assert [entry["event"] for entry in logs] == ["rules_empty"]
+
+    @virtual_time
+    async def test_rules_that_x_refuses_are_not_tried_again(self) -> None:
+        """X's words reach the log; the daemon goes on with the rules that X has."""
+        keeping = Keeping()
+        keeping.answers = [RulesError(["X refuses the rule '-bad': no"])]
+        async with keeping.running() as logs:
+            keeping.write(Rule("-bad"))
+            await asyncio.sleep(100)
+        assert len(keeping.synced) == 1
+        assert keeping.changes == 0
+        assert [(entry["event"], entry["problems"]) for entry in logs] == [
+            ("rules_refused", ("X refuses the rule '-bad': no",))
+        ]
+
+    @virtual_time
+    async def test_an_x_that_cannot_be_asked_is_asked_again(self) -> None:
+        """After the time that the verdict names; with the newest rules, if they change meanwhile."""
+        keeping = Keeping()
+        keeping.answers = [unavailable(5.5), unavailable(300, healable=False)]
+        async with keeping.running() as logs:
+            keeping.write(Rule("cats"))
+            await asyncio.sleep(10)
+            assert [moment for moment, _ in keeping.synced] == [1, 6.5]
+            keeping.write(Rule("dogs"))
+            await asyncio.sleep(10)
+        assert [rules for _, rules in keeping.synced] == [[Rule("cats")], [Rule("cats")], [Rule("dogs")]]
+        assert keeping.changes == 1
+        assert [entry["log_level"] for entry in logs] == ["warning", "error", "info"]

@@ -13,12 +13,13 @@ import uvloop
 
 from service.core.limits import LINE_BYTES
 from service.core.lines import HEAD_BYTES
-from service.core.reconnect import BURST, Ladders, Reason, Reconnect
+from service.core.reconnect import Objection, Reason, Reconnect
 from service.core.records import DropReason
-from service.stream import Stream, TokenError, bearer_token
+from service.stream import BearerToken, Stream, TokenError
 
 SECONDS = 10
 TOKEN = "secret-token"
+PARAMETERS = {"tweet_fields": ("author_id", "note_tweet"), "expansions": ("author_id",), "media_fields": ()}
 LINES = [b'{"data":{"id":"%d","text":"%s"}}' % (number, b"x" * 100) for number in range(20_000)]
 
 
@@ -155,6 +156,8 @@ class Watcher:
         self.events: list[str] = []
         self.rejects: list[tuple[bytes, DropReason]] = []
         self.losses: list[tuple[Reason, str, float, bool]] = []
+        self.connects = 0
+        self.wants_backfill = 0
         self._news = asyncio.Event()
 
     def on_lines(self, lines: list[bytes]) -> list[bytes]:
@@ -162,7 +165,19 @@ class Watcher:
         self._news.set()
         return [line for line in lines if line.startswith(b'{"errors"')]
 
-    def connected(self) -> None:
+    async def connecting(self) -> None:
+        self.connects += 1
+
+    def backfill_minutes(self) -> int:
+        return self.wants_backfill
+
+    def backfill_refused(self) -> None:
+        self._event("learnt: no backfill")
+
+    def objection(self) -> Objection | None:
+        return None
+
+    def connected(self, backfill_minutes: int) -> None:
         self._event("connected")
 
     def disconnected(self, reason: Reason, detail: str, retry_seconds: float, healable: bool) -> None:
@@ -192,11 +207,20 @@ class Watcher:
         return self.losses[0]
 
 
+def stream_by_hand(url: str, watcher: Watcher, token: BearerToken | None = None, **options: Any) -> Stream:
+    """Make a stream whose connects the test makes."""
+    clock = asyncio.get_running_loop().time
+    token = token or BearerToken(url, bearer=TOKEN, rng=Random(1))
+    reconnect = options.pop("reconnect", None) or Reconnect(clock(), Shortest())
+    defaults: dict[str, Any] = {"path": "/", "parameters": {}}
+    return Stream(url, token, watcher.on_lines, watcher, reconnect, clock, **{**defaults, **options})
+
+
 @contextlib.asynccontextmanager
 async def running(url: str, watcher: Watcher, **options: Any) -> AsyncIterator[asyncio.Task[None]]:
     """Run a stream; at the end it must let itself be cancelled."""
-    clock = asyncio.get_running_loop().time
-    stream = Stream(url, TOKEN, watcher.on_lines, watcher, Reconnect(clock(), Shortest()), clock, **options)
+    defaults: dict[str, Any] = {"path": "/2/tweets/search/stream", "parameters": PARAMETERS}
+    stream = stream_by_hand(url, watcher, **{**defaults, **options})
     task = asyncio.create_task(stream.run())
     try:
         yield task
@@ -207,14 +231,13 @@ async def running(url: str, watcher: Watcher, **options: Any) -> AsyncIterator[a
 
 
 async def test_the_request() -> None:
-    """X sees the fields that the processor needs, the token, who we are, and that we take gzip."""
+    """X sees the fields that are wanted, the token, who we are, and that we take gzip."""
     watcher = Watcher()
     async with FakeX() as x, running(x.url + "/", watcher):
         await watcher.until(lambda: "connected" in watcher.events)
         request = x.requests[0].decode().lower()
     assert request.startswith("get /2/tweets/search/stream?")
-    assert "tweet.fields=author_id,conversation_id,created_at,lang,note_tweet" in request
-    assert "&expansions=author_id&user.fields=name,username http/1.1" in request
+    assert "?tweet.fields=author_id,note_tweet&expansions=author_id http/1.1" in request
     assert f"authorization: bearer {TOKEN}\r\n" in request
     assert "user-agent: millrace/" in request
     assert "tweepy/" in request
@@ -542,9 +565,9 @@ async def test_no_answer_at_all() -> None:
 async def test_a_server_that_hangs_up_is_not_called_in_a_hot_loop() -> None:
     """After the burst the budget spaces the connects, even where chance gives no wait at all."""
     watcher = Watcher()
-    async with FakeX(*[says()] * 2 * BURST) as x, running(x.url, watcher):
+    async with FakeX(*[says()] * 40) as x, running(x.url, watcher):
         await watcher.until(lambda: watcher.losses and watcher.losses[-1][2] > 1)
-        assert len(x.requests) == BURST
+        assert len(x.requests) == watcher.connects == 20
     assert watcher.losses[-1][2] == pytest.approx(30, abs=5)
 
 
@@ -598,8 +621,8 @@ async def test_a_cancelled_stream_hands_on_what_has_arrived() -> None:
     """Lines that aiohttp holds when the daemon stops are not thrown away."""
 
     class Stopper(Watcher):
-        def connected(self) -> None:
-            super().connected()
+        def connected(self, backfill_minutes: int) -> None:
+            super().connected(backfill_minutes)
             task.cancel()
 
     async def behaviour(connection: Connection) -> None:
@@ -634,11 +657,212 @@ async def test_a_bug_is_not_swallowed() -> None:
         await asyncio.wait_for(closed.wait(), SECONDS)
 
 
+class Objector(Watcher):
+    """Wants no connection for a while, from some line on."""
+
+    def __init__(self, objection: Objection, after: int) -> None:
+        super().__init__()
+        self._objection = objection
+        self._after = after
+
+    def objection(self) -> Objection | None:
+        return self._objection if len(self.lines) >= self._after else None
+
+
+async def test_a_connection_that_is_not_wanted_any_more() -> None:
+    """It is closed, what had come is kept, and no connect is made before the time that was named."""
+    watcher = Objector(Objection(Reason.BUDGET_SPENT, "enough", 3600), after=1)
+    closed = asyncio.Event()
+
+    async def behaviour(connection: Connection) -> None:
+        await connection.write(head() + chunked(b"{}\r\n{}\r\n"))
+        await connection.until_closed()
+        closed.set()
+
+    async with FakeX(behaviour) as x, running(x.url, watcher):
+        reason, detail, delay, healable = await watcher.loss()
+        await asyncio.wait_for(closed.wait(), SECONDS)
+        assert len(x.requests) == 1
+    assert (reason, delay, healable) == (Reason.BUDGET_SPENT, 3600, False)
+    assert detail.startswith("enough; ")
+    assert watcher.lines == [b"{}", b"{}"]
+
+
+async def test_a_connection_that_is_not_wanted_at_all() -> None:
+    """X is not asked."""
+    watcher = Objector(Objection(Reason.BUDGET_SPENT, "enough", 3600), after=0)
+    async with FakeX() as x, running(x.url, watcher):
+        assert (await watcher.loss())[0] is Reason.BUDGET_SPENT
+        assert x.requests == []
+
+
+async def test_an_empty_connection_is_replaced() -> None:
+    """An objection without a time is a loss like any other: the ladder decides."""
+
+    async def behaviour(connection: Connection) -> None:
+        await connection.open()
+        await connection.chunk(b"\r\n")
+        await connection.until_closed()
+
+    class Impatient(Watcher):
+        def objection(self) -> Objection | None:
+            first = self.events.count("connected") == 1 and not self.losses
+            return Objection(Reason.EMPTY, "nothing comes") if first else None
+
+    watcher = Impatient()
+    async with FakeX(behaviour) as x, running(x.url, watcher):
+        await watcher.until(lambda: watcher.events.count("connected") == 2)
+    assert watcher.losses[0][:2] == (Reason.EMPTY, "nothing comes")
+
+
+async def test_backfill_is_asked_for() -> None:
+    """The number of minutes is part of the query."""
+    watcher = Watcher()
+    watcher.wants_backfill = 3
+    async with FakeX() as x, running(x.url, watcher):
+        await watcher.until(lambda: "connected" in watcher.events)
+    assert b"&backfill_minutes=3 HTTP/1.1" in x.requests[0]
+
+
+@pytest.mark.parametrize("status", [400, 403])
+async def test_backfill_that_is_refused(status: int) -> None:
+    """The same request without it succeeds, so it was the backfill; whoever asked for it learns so."""
+    watcher = Watcher()
+    watcher.wants_backfill = 1
+    body = b'{"title":"Invalid Request","errors":[{"message":"not for you"}]}'
+    async with FakeX(refuses(status, body)) as x, running(x.url, watcher):
+        await watcher.until(lambda: "learnt: no backfill" in watcher.events)
+    assert [b"backfill_minutes" in request for request in x.requests] == [True, False]
+    reason, detail, _, healable = watcher.losses[0]
+    assert (reason, healable) == (Reason.BACKFILL_REFUSED, True)
+    assert detail == f"X answered {status}: Invalid Request: not for you; trying without backfill"
+
+
+async def test_a_bad_request_is_not_blamed_on_backfill() -> None:
+    """If it is refused without backfill too, nothing is learnt, and the reason is X's."""
+    watcher = Watcher()
+    watcher.wants_backfill = 1
+    bad = refuses(400, b'{"title":"Invalid Request"}')
+    async with FakeX(bad, bad) as x, running(x.url, watcher):
+        await watcher.until(lambda: len(watcher.losses) == 2)
+    assert [loss[0] for loss in watcher.losses] == [Reason.BACKFILL_REFUSED, Reason.BAD_REQUEST]
+    assert "learnt: no backfill" not in watcher.events
+
+
+class FakeSlot:
+    """Writes down what it is asked, and frees the slot if it can."""
+
+    def __init__(self, frees: bool = True) -> None:
+        self.learnt: list[float] = []
+        self.asked = asyncio.Event()
+        self.freed = 0
+        self._frees = frees
+
+    async def learn(self, connected_at: float, token: str) -> None:
+        assert token == TOKEN
+        self.learnt.append(connected_at)
+        self.asked.set()
+        await asyncio.Event().wait()
+
+    async def free(self, token: str) -> bool:
+        assert token == TOKEN
+        self.freed += 1
+        return self._frees
+
+
+CROWDED = refuses(429, b'{"title":"x","connection_issue":"TooManyConnections"}')
+
+
+async def test_our_own_ghost_is_ended_from_the_second_refusal_on() -> None:
+    """The first is waited out, because most slots are free by then; after the second the slot is freed."""
+    slot = FakeSlot()
+    watcher = Watcher()
+    async with FakeX(CROWDED, CROWDED) as x:
+        stream = stream_by_hand(x.url, watcher, slot=slot)
+        first = await stream._connect_once()
+        assert (first.reason, first.delay, slot.freed) == (Reason.TOO_MANY_CONNECTIONS, 5, 0)
+        second = await stream._connect_once()
+        assert (second.reason, second.delay, slot.freed) == (Reason.TOO_MANY_CONNECTIONS, 1, 1)
+
+
+async def test_a_connection_is_learnt_while_it_stands() -> None:
+    """The moment of the 200, by X's clock, says which one it is; the learning ends with the connection."""
+    slot = FakeSlot()
+    watcher = Watcher()
+
+    async def behaviour(connection: Connection) -> None:
+        await connection.open("date: Sun, 23 Aug 2026 10:00:00 GMT")
+        await slot.asked.wait()
+
+    async with FakeX(behaviour) as x, running(x.url, watcher, slot=slot):
+        assert (await watcher.loss())[0] is Reason.CUT
+    assert slot.learnt == [1787479200]
+
+
+async def test_new_rules_end_the_wait_for_rules() -> None:
+    """After a 409 the next try comes at once when rules have been added; after anything else it does not."""
+    watcher = Watcher()
+
+    class Longest(Random):
+        def random(self) -> float:
+            return 1.0
+
+    async with FakeX(refuses(409, b"{}"), refuses(401, b"{}")) as x:
+        stream = stream_by_hand(x.url, watcher, reconnect=Reconnect(0, Longest()))
+        task = asyncio.create_task(stream.run())
+        await watcher.until(lambda: stream._waiting_for is Reason.NO_RULES)
+        stream.rules_changed()
+        await watcher.until(lambda: len(watcher.losses) == 2)
+        stream.rules_changed()
+        task.cancel()
+        await asyncio.wait([task])
+        assert len(x.requests) == 2
+    assert [loss[0] for loss in watcher.losses] == [Reason.NO_RULES, Reason.UNAUTHORIZED]
+
+
+async def test_a_token_that_x_gave_is_asked_for_anew_when_it_is_refused() -> None:
+    """A revoked token is replaced; one that was set stays, because there is no other."""
+    answers = [json.dumps({"access_token": token}).encode() for token in ("AAA", "BBB")]
+    new: list[str] = []
+    async with FakeX(*[refuses(200, answer) for answer in answers]) as x:
+        token = BearerToken(x.url, key="key", secret="secret", rng=Random(1), on_new=new.append)
+        assert [await token.get(), await token.get()] == ["AAA", "AAA"]
+        token.refused()
+        assert await token.get() == "BBB"
+        assert new == ["AAA", "BBB"]
+        given = BearerToken(x.url, bearer="given", rng=Random(1))
+        given.refused()
+        assert await given.get() == "given"
+    assert len(x.requests) == 2
+
+
+async def test_a_401_makes_the_next_connect_ask_for_a_token() -> None:
+    """The stream itself sees to it."""
+    answers = [json.dumps({"access_token": token}).encode() for token in ("AAA", "BBB")]
+    watcher = Watcher()
+    async with FakeX(refuses(200, answers[0]), refuses(401, b"{}"), refuses(200, answers[1]), says()) as x:
+        token = BearerToken(x.url, key="key", secret="secret", rng=Random(1))
+        stream = stream_by_hand(x.url, watcher, token)
+        assert (await stream._connect_once()).reason is Reason.UNAUTHORIZED
+        assert (await stream._connect_once()).reason is Reason.CLEAN_CLOSE
+    assert [b"Bearer BBB" in request for request in x.requests] == [False, False, False, True]
+
+
+async def test_no_token_for_a_connect() -> None:
+    """X refuses the exchange: that is the reason why there is no connection, and no connect is counted."""
+    watcher = Watcher()
+    async with FakeX(refuses(403, b'{"errors":[{"code":99,"message":"no"}]}')) as x:
+        token = BearerToken(x.url, key="key", secret="secret", rng=Random(1))
+        stream = stream_by_hand(x.url, watcher, token)
+        verdict = await stream._connect_once()
+    assert (verdict.reason, watcher.connects) == (Reason.UNAUTHORIZED, 0)
+
+
 async def test_key_and_secret_become_a_token() -> None:
     """The exchange is X's OAuth 2 request for app-only tokens."""
     answer = json.dumps({"token_type": "bearer", "access_token": "AAA"}).encode()
     async with FakeX(refuses(200, answer)) as x:
-        assert await bearer_token(x.url, "key", "secret", Ladders(Random(1))) == "AAA"
+        assert await BearerToken(x.url + "/", key="key", secret="secret", rng=Random(1)).get() == "AAA"
     assert x.requests[0].startswith(b"POST /oauth2/token HTTP/1.1")
     assert b"Authorization: Basic a2V5OnNlY3JldA==\r\n" in x.requests[0]
 
@@ -657,7 +881,7 @@ async def test_no_token(status: int, body: bytes, reason: Reason) -> None:
     """Whatever X answers instead of a token becomes one line, without the secret."""
     async with FakeX(refuses(status, body)) as x:
         with pytest.raises(TokenError) as raised:
-            await bearer_token(x.url, "key", "s3cret", Ladders(Random(1)))
+            await BearerToken(x.url, key="key", secret="s3cret", rng=Random(1)).get()
     assert raised.value.verdict.reason is reason
     assert str(status) in str(raised.value)
     assert "s3cret" not in str(raised.value)
@@ -668,5 +892,5 @@ async def test_no_token_without_network() -> None:
     async with FakeX() as x:
         url = x.url
     with pytest.raises(TokenError) as raised:
-        await bearer_token(url, "key", "secret", Ladders(Random(1)))
+        await BearerToken(url, key="key", secret="secret", rng=Random(1)).get()
     assert raised.value.verdict.reason is Reason.NETWORK_ERROR

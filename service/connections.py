@@ -1,0 +1,143 @@
+"""
+X's Connections API: which connection is ours, and its end, when X still counts one that we have lost.
+
+An app has few slots for connections, often one. After an end that X did not see (the machine was cut off, the process
+was killed) the slot stays taken for seconds or minutes: a ghost. Only the ghost of this very daemon is ever ended:
+
+* While a connection stands, X is asked for those that are active on this stream. Exactly one that began at the moment
+  of our 200, by X's own clock, is ours; its id is kept, over restarts too. If two began then, neither is known.
+* When X refuses a connect for want of a slot, that id and no other is deleted.
+
+tweepy does not know this API. An access level that may not use it gets a refusal; then it is not asked again in this
+run, and a ghost is waited out.
+"""
+
+import asyncio
+from datetime import datetime
+from typing import Any
+
+import aiohttp
+import msgspec
+import structlog
+
+from service import __version__
+from service.core.reconnect import refusal
+
+PATH = "/2/connections"
+# X tells the beginning of a connection, and its own time in an answer, in whole seconds.
+TOLERANCE_SECONDS = 2.0
+# So long after the 200, so that X's list knows of it.
+SETTLE_SECONDS = 5.0
+ANSWER_SECONDS = 10.0
+
+log = structlog.get_logger()
+
+
+class _Connection(msgspec.Struct):
+    id: str = ""
+    connected_at: str = ""
+    endpoint_name: str = ""
+
+
+class _Active(msgspec.Struct):
+    data: list[_Connection] = []
+
+
+class _Kills(msgspec.Struct):
+    successful_kills: int = 0
+
+
+class _Killed(msgspec.Struct):
+    data: _Kills = msgspec.field(default_factory=_Kills)
+
+
+class Connections:
+    """
+    The connections of one kind of stream.
+
+    Arguments:
+        url: base URL of the X API.
+        endpoint: what X calls the stream, such as filtered_stream.
+        own: the id of our last connection; "" if it is not known.
+        settle_seconds: how long after the beginning of a connection X is asked for it.
+
+    Attributes:
+        own: the same, as it changes.
+    """
+
+    def __init__(self, url: str, endpoint: str, own: str = "", *, settle_seconds: float = SETTLE_SECONDS) -> None:
+        self.own = own
+        self._url = url.rstrip("/") + PATH
+        self._endpoint = endpoint
+        self._settle_seconds = settle_seconds
+        self._usable = True
+
+    async def learn(self, connected_at: float, token: str) -> None:
+        """Find out which of X's connections began then, in seconds since 1970 by X's clock, and is ours."""
+        # An older one does not matter any more: there is room beside it.
+        self.own = ""
+        await asyncio.sleep(self._settle_seconds)
+        query = {
+            "status": "active",
+            "endpoints": self._endpoint,
+            "max_results": "100",
+            "connection.fields": "connected_at,endpoint_name,id",
+        }
+        body = await self._ask("GET", token, params=query)
+        try:
+            found = msgspec.json.decode(body, type=_Active).data if body else []
+        except msgspec.DecodeError:
+            found = []
+        ids = [one.id for one in found if one.id and self._began(one, connected_at)]
+        if len(ids) == 1:
+            self.own = ids[0]
+
+    async def free(self, token: str) -> bool:
+        """End the connection that we had, if its id is known and X believes it to be open. Whether X did so."""
+        own, self.own = self.own, ""
+        if not own:
+            return False
+        body = await self._ask("DELETE", token, json={"uuids": [own]})
+        try:
+            killed = msgspec.json.decode(body, type=_Killed).data.successful_kills if body else 0
+        except msgspec.DecodeError:
+            killed = 0
+        log.info("ghost_ended" if killed else "ghost_not_ended", connection=own)
+        return killed > 0
+
+    def _began(self, connection: _Connection, moment: float) -> bool:
+        if connection.endpoint_name not in {"", self._endpoint}:
+            return False
+        try:
+            began = datetime.fromisoformat(connection.connected_at).timestamp()
+        except ValueError:
+            return False
+        return abs(began - moment) <= TOLERANCE_SECONDS
+
+    async def _ask(self, method: str, token: str, **parts: Any) -> bytes:
+        """Send one request; b"" if there is no answer of use. What goes wrong here costs patience, nothing else."""
+        if not self._usable:
+            return b""
+
+        async def authorise(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+            # Set here because aiohttp refuses the header beside an entry in ~/.netrc.
+            request.headers["Authorization"] = f"Bearer {token}"
+            return await send(request)
+
+        timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS)
+        headers = {"User-Agent": f"Millrace/{__version__}"}
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=timeout, trust_env=True, middlewares=(authorise,)) as session,
+                session.request(method, self._url, headers=headers, allow_redirects=False, **parts) as response,
+            ):
+                body = await response.read()
+        except (aiohttp.ClientError, OSError) as error:
+            log.info("connections_unknown", error=" ".join(str(error).split()) or "no answer in time")
+            return b""
+        if response.status == 200:
+            return body
+        # 401 and 429 pass; others say that this access level, or this X, has no such thing.
+        self._usable = response.status in {401, 429} or response.status >= 500
+        log.info("connections_unknown", error=refusal(response.status, response.headers, body).words)
+        return b""
