@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo bench test audit format lock clean
+.PHONY: help setup setup-dev demo bench test audit format dashboards lock clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ audit: setup-dev .audit/stamp ## the template against the rules of checkov and A
 format: setup-dev ## let ruff put the code in order
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+dashboards: setup-dev ## write deploy/grafana/dashboards/*.json anew
+	$(BIN)/python -m deploy.grafana.generate
 
 # uv resolves for every supported Python at once; the files it writes hold versions and hashes, no addresses.
 lock: ## write requirements/*.txt anew from pyproject.toml

@@ -117,6 +117,10 @@ class Stack:
         lines = docker("logs", self.container(service)).splitlines()
         return [json.loads(line) for line in lines if line.startswith("{")]
 
+    def memory(self, service: str) -> str:
+        """Return what its container takes of its memory limit, as `docker stats` writes it."""
+        return docker("stats", "--no-stream", "--format", "{{.MemUsage}}", self.container(service)).split(" /")[0]
+
     # What can be seen
 
     def x(self, path: str, body: Any = None) -> Any:

@@ -1,0 +1,498 @@
+"""
+Writes the dashboards beside it, from the panels below: `make dashboards`. A test keeps the files equal to this.
+
+An expression writes `$s` for the selection of job and instance that every series gets; `$__rate_interval` and `$job`,
+`$instance` are Grafana's own. Every panel says what it shows and what is normal.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from grafana_foundation_sdk.builders import common, dashboard, heatmap, prometheus, stat, timeseries
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models import common as values
+from grafana_foundation_sdk.models import dashboard as model
+
+DIRECTORY = Path(__file__).parent / "dashboards"
+SELECTION = 'job="$job", instance=~"$instance"'
+COLUMNS = 24
+# Grafana's own names of units.
+COUNT, RATE, RATIO, SECONDS, BYTES, BYTES_RATE = "short", "cps", "percentunit", "s", "bytes", "Bps"
+
+
+class Panel(NamedTuple):
+    """
+    One panel.
+
+    Attributes:
+        title: what it shows, in two or three words.
+        description: what it means, and what is normal.
+        unit: one of the names above.
+        queries: expression -> the legend of its series.
+        kind: lines, stacked, figure or heat.
+        width: in columns of the 24 of a row.
+        bad_from: the value from which on it is red, where there is one.
+        texts: words in the place of values, for figures.
+    """
+
+    title: str
+    description: str
+    unit: str
+    queries: dict[str, str]
+    kind: str = "lines"
+    width: int = 8
+    bad_from: float | None = None
+    texts: dict[str, str] | None = None
+
+
+class Board(NamedTuple):
+    """A dashboard: its rows by title, in the order of a post's road."""
+
+    uid: str
+    title: str
+    description: str
+    rows: dict[str, list[Panel]]
+
+
+def _quantiles(name: str) -> dict[str, str]:
+    rate = f"sum by (le) (rate(millrace_{name}_bucket{{$s}}[$__rate_interval]))"
+    return {f"histogram_quantile({share}, {rate})": f"{share:.0%} below" for share in (0.5, 0.95, 0.99)}
+
+
+def _rate(name: str, label: str = "") -> str:
+    total = f"rate(millrace_{name}{{$s}}[$__rate_interval])"
+    return f"sum by ({label}) ({total})" if label else f"sum({total})"
+
+
+OVERVIEW = Board(
+    "millrace-overview",
+    "Millrace",
+    "From X to Kinesis: is it connected, does it keep up, is anything lost.",
+    {
+        "At a glance": [
+            Panel(
+                "Connection to X",
+                "Whether all selected instances are connected. If not: /readyz of the instance has the reason.",
+                COUNT,
+                {"min(millrace_stream_connected{$s})": ""},
+                "figure",
+                4,
+                texts={"0": "not connected", "1": "connected"},
+            ),
+            Panel(
+                "Posts received",
+                "Posts a second that come from X.",
+                RATE,
+                {_rate("posts_received_total"): ""},
+                "figure",
+                4,
+            ),
+            Panel(
+                "Posts delivered",
+                "Posts a second that Kinesis confirms. About as many as are received.",
+                RATE,
+                {_rate("posts_delivered_total"): ""},
+                "figure",
+                4,
+            ),
+            Panel(
+                "Posts waiting",
+                "Received and without an outcome yet, in memory and on disk. Normal: what comes within a second.",
+                COUNT,
+                {"sum(millrace_posts_buffered{$s})": ""},
+                "figure",
+                4,
+            ),
+            Panel(
+                "Dropped in 24 hours",
+                "Posts and lines that were not delivered, for any reason; the panel Dropped names it. Normal: 0.",
+                COUNT,
+                {"sum(increase(millrace_posts_dropped_total{$s}[24h]))": ""},
+                "figure",
+                4,
+                bad_from=1,
+            ),
+            Panel(
+                "Order violations",
+                "Records stored before an older one of their lane, since the start. Must stay 0.",
+                COUNT,
+                {"sum(millrace_order_violations_total{$s})": ""},
+                "figure",
+                4,
+                bad_from=1,
+            ),
+        ],
+        "From X": [
+            Panel(
+                "Received and delivered",
+                "Posts a second, in and out. The lines lie upon each other while Kinesis keeps up.",
+                RATE,
+                {
+                    _rate("posts_received_total"): "received",
+                    _rate("posts_delivered_total"): "delivered",
+                    _rate("posts_recovered_total"): "taken up from an earlier run",
+                },
+            ),
+            Panel(
+                "Age at arrival",
+                "From the writing of a post, by the time in its id, to its arrival. X names 6 to 7 s for 99 %.",
+                SECONDS,
+                _quantiles("post_lag_seconds"),
+            ),
+            Panel(
+                "Bytes received",
+                "Bytes a second of the lines from X.",
+                BYTES_RATE,
+                {_rate("received_bytes_total"): "bytes"},
+            ),
+            Panel(
+                "Connection",
+                "1 while connected. Short breaks are normal: X drops each connection now and then.",
+                COUNT,
+                {"millrace_stream_connected{$s}": "{{instance}}"},
+            ),
+            Panel(
+                "Reconnects",
+                "Times in 15 minutes that the connection broke or did not open, by reason. X allows 50 attempts.",
+                COUNT,
+                {
+                    "sum by (reason) (increase(millrace_stream_reconnects_total{$s}[15m]))": "{{reason}}",
+                },
+                "stacked",
+            ),
+            Panel(
+                "Time without X",
+                "Seconds of each hour without a connection. X does not repeat what it had then.",
+                SECONDS,
+                {"sum by (instance) (increase(millrace_stream_gap_seconds_total{$s}[1h]))": "{{instance}}"},
+                bad_from=300,
+            ),
+        ],
+        "Inside": [
+            Panel(
+                "Waiting posts",
+                "Where posts without an outcome are. On disk only: Kinesis takes less than comes.",
+                COUNT,
+                {
+                    "sum(millrace_posts_buffered{$s} - millrace_posts_on_disk{$s})": "in memory",
+                    "sum(millrace_posts_on_disk{$s})": "on disk only",
+                },
+                "stacked",
+            ),
+            Panel(
+                "Fill",
+                "Share of MILLRACE_MEMORY_LIMIT and MILLRACE_JOURNAL_LIMIT. At the journal's limit posts are dropped.",
+                RATIO,
+                {
+                    "max(millrace_buffer_bytes{$s} / millrace_buffer_limit_bytes{$s})": "memory",
+                    "max(millrace_journal_bytes{$s} / (millrace_journal_limit_bytes{$s} > 0))": "journal",
+                },
+                bad_from=0.85,
+            ),
+            Panel(
+                "Time to confirmation",
+                "From the arrival of a post to Kinesis' confirmation. Linger (0.1 s) and one round trip are normal.",
+                SECONDS,
+                _quantiles("post_delivery_seconds"),
+            ),
+            Panel(
+                "CPU",
+                "Cores that the process uses. At 1 it is at its end: one process uses one core.",
+                COUNT,
+                {"rate(process_cpu_seconds_total{$s}[$__rate_interval])": "{{instance}}"},
+                bad_from=0.9,
+            ),
+            Panel(
+                "Memory",
+                "Memory of the process. About 80 MiB and what the posts take.",
+                BYTES,
+                {"process_resident_memory_bytes{$s}": "{{instance}}"},
+            ),
+            Panel(
+                "Delay of the event loop",
+                "How late a timer comes. Some milliseconds are normal; above a quarter of a second CPU is missing.",
+                SECONDS,
+                _quantiles("loop_delay_seconds"),
+                bad_from=0.25,
+            ),
+        ],
+        "To Kinesis": [
+            Panel(
+                "Requests",
+                "PutRecords requests a second by outcome. ok, and now and then partial, are normal.",
+                RATE,
+                {_rate("put_requests_total", "outcome"): "{{outcome}}"},
+                "stacked",
+            ),
+            Panel(
+                "Records",
+                "Answers a second for single records. Throttled and failed ones are sent again.",
+                RATE,
+                {
+                    _rate("put_records_total", "outcome"): "{{outcome}}",
+                    _rate("put_record_retries_total"): "sent again",
+                },
+            ),
+            Panel(
+                "Errors",
+                "Error codes a second, for records and whole requests.",
+                RATE,
+                {_rate("put_errors_total", "code"): "{{code}}"},
+                "stacked",
+            ),
+            Panel(
+                "Round trip",
+                "Duration of a request. Within a region some tens of milliseconds.",
+                SECONDS,
+                _quantiles("put_seconds"),
+            ),
+            Panel(
+                "Under way",
+                "Requests under way and how many may be; lanes that wait for an answer or for another try.",
+                COUNT,
+                {
+                    "sum(millrace_put_requests_in_flight{$s})": "requests",
+                    "sum(millrace_put_requests_window{$s})": "requests allowed",
+                    "sum(millrace_lanes_in_flight{$s})": "lanes in flight",
+                    "sum(millrace_lanes_backing_off{$s})": "lanes backing off",
+                },
+            ),
+            Panel(
+                "Why records are closed",
+                "Linger at low rates, size at high ones, drain at the end.",
+                RATE,
+                {_rate("flushes_total", "reason"): "{{reason}}"},
+                "stacked",
+            ),
+        ],
+        "Lost, repeated, paid": [
+            Panel(
+                "Dropped",
+                "Posts and lines in 10 minutes that were not delivered, by reason. Normal: none.",
+                COUNT,
+                {"sum by (reason) (increase(millrace_posts_dropped_total{$s}[10m]))": "{{reason}}"},
+                "stacked",
+            ),
+            Panel(
+                "Repeated",
+                "Posts in 10 minutes that came twice from X, or that Kinesis may hold twice. The table has each once.",
+                COUNT,
+                {
+                    "sum(increase(millrace_posts_duplicate_total{$s}[10m]))": "came twice, left out",
+                    "sum(increase(millrace_posts_perhaps_repeated_total{$s}[10m]))": "perhaps twice in Kinesis",
+                },
+            ),
+            Panel(
+                "Posts per payload unit",
+                "Posts for each unit of 25 KB that a provisioned stream bills. Without aggregation it is 1 at most.",
+                COUNT,
+                {f"{_rate('posts_delivered_total')} / {_rate('billed_payload_units_total')}": "posts"},
+            ),
+            Panel(
+                "Billed units",
+                "Payload units of 25 KB a second that a provisioned stream bills.",
+                RATE,
+                {_rate("billed_payload_units_total"): "units"},
+                width=12,
+            ),
+            Panel(
+                "Billed bytes",
+                "Bytes a second that an on-demand stream bills: each record rounded up to 1 KB.",
+                BYTES_RATE,
+                {_rate("billed_bytes_total"): "billed", _rate("put_bytes_total"): "sent"},
+                width=12,
+            ),
+        ],
+    },
+)
+
+_SHARD_BYTES = _rate("shard_bytes_total", "shard")
+SHARDS = Board(
+    "millrace-shards",
+    "Millrace shards",
+    "Each shard of the stream: what it takes, what it refuses, what waits for it.",
+    {
+        "What they take": [
+            Panel(
+                "Records",
+                "Records a second. A shard takes 1,000 at most.",
+                RATE,
+                {_rate("shard_records_total", "shard"): "{{shard}}"},
+                width=12,
+                bad_from=1000,
+            ),
+            Panel(
+                "Bytes",
+                "Bytes a second. A shard takes 1 MiB at most.",
+                BYTES_RATE,
+                {_SHARD_BYTES: "{{shard}}"},
+                width=12,
+                bad_from=1 << 20,
+            ),
+            Panel(
+                "Unevenness",
+                "Bytes of the busiest shard for each byte of the average one. 1 is even; above 2 a key is hot.",
+                COUNT,
+                {f"max({_SHARD_BYTES}) / avg({_SHARD_BYTES})": "busiest to average"},
+                width=12,
+                bad_from=2,
+            ),
+            Panel(
+                "Bytes per shard over time",
+                "The same bytes as colours: a row that is darker than the others is a hot shard.",
+                BYTES_RATE,
+                {_SHARD_BYTES: "{{shard}}"},
+                "heat",
+                12,
+            ),
+        ],
+        "What they refuse": [
+            Panel(
+                "Throttled records",
+                "Records a second that a shard refused; they are sent again. Now and then is normal.",
+                RATE,
+                {_rate("shard_throttles_total", "shard"): "{{shard}}"},
+                "stacked",
+                12,
+            ),
+            Panel(
+                "Pace",
+                "Share of a shard's limits that is used at most. It falls with each throttle and rises by itself.",
+                RATIO,
+                {"min by (shard) (millrace_shard_pace_ratio{$s})": "{{shard}}"},
+                width=12,
+            ),
+        ],
+        "What waits": [
+            Panel(
+                "Waiting records",
+                "Records that wait to be sent.",
+                COUNT,
+                {"sum by (shard) (millrace_shard_records_waiting{$s})": "{{shard}}"},
+                width=12,
+            ),
+            Panel(
+                "Oldest waiting post",
+                "Age of the oldest post in memory that waits for a shard. Normal: below a second.",
+                SECONDS,
+                {"max by (shard) (millrace_shard_oldest_post_seconds{$s})": "{{shard}}"},
+                width=12,
+                bad_from=60,
+            ),
+        ],
+    },
+)
+
+
+def _datasource() -> model.DataSourceRef:
+    return model.DataSourceRef(type_val="prometheus", uid="$datasource")
+
+
+def _thresholds(bad_from: float | None) -> dashboard.ThresholdsConfig:
+    steps = [model.Threshold(value=None, color="green")]
+    if bad_from is not None:
+        steps.append(model.Threshold(value=bad_from, color="red"))
+    return dashboard.ThresholdsConfig().mode(model.ThresholdsMode.ABSOLUTE).steps(steps)
+
+
+def _figure(panel: Panel) -> stat.Panel:
+    built = stat.Panel().color_mode(values.BigValueColorMode.BACKGROUND).graph_mode(values.BigValueGraphMode.AREA)
+    built.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
+    if panel.texts:
+        options = {
+            value: model.ValueMappingResult(text=text, color="red" if value == "0" else "green")
+            for value, text in panel.texts.items()
+        }
+        built.mappings([model.ValueMap(options=options)])
+        built.graph_mode(values.BigValueGraphMode.NONE)
+    return built.thresholds(_thresholds(panel.bad_from))
+
+
+def _lines(panel: Panel) -> timeseries.Panel:
+    built = timeseries.Panel().line_width(1).fill_opacity(30 if panel.kind == "stacked" else 10).min(0)
+    built.show_points(values.VisibilityMode.NEVER)
+    built.legend(
+        common.VizLegendOptions()
+        .display_mode(values.LegendDisplayMode.LIST)
+        .placement(values.LegendPlacement.BOTTOM)
+        .show_legend(True)
+    )
+    built.tooltip(common.VizTooltipOptions().mode(values.TooltipDisplayMode.MULTI).sort(values.SortOrder.DESCENDING))
+    if panel.kind == "stacked":
+        built.stacking(common.StackingConfig().mode(values.StackingMode.NORMAL))
+    if panel.bad_from is not None:
+        built.thresholds_style(common.GraphThresholdsStyleConfig().mode(values.GraphThresholdsStyleMode.DASHED))
+    return built.thresholds(_thresholds(panel.bad_from))
+
+
+def _build(panel: Panel, number: int) -> stat.Panel | timeseries.Panel | heatmap.Panel:
+    built: stat.Panel | timeseries.Panel | heatmap.Panel
+    if panel.kind == "figure":
+        built = _figure(panel)
+    elif panel.kind == "heat":
+        built = heatmap.Panel().calculate(False)
+    else:
+        built = _lines(panel)
+    built.id(number).title(panel.title).description(panel.description).unit(panel.unit).datasource(_datasource())
+    built.span(panel.width).height(4 if panel.kind == "figure" else 8)
+    for index, (expression, legend) in enumerate(panel.queries.items()):
+        query = prometheus.Dataquery().expr(expression.replace("$s", SELECTION)).legend_format(legend or "__auto")
+        built.with_target(query.ref_id("ABCDEFGH"[index]))
+    return built
+
+
+def build(board: Board) -> model.Dashboard:
+    """Return a dashboard as Grafana takes it."""
+    built = (
+        dashboard.Dashboard(board.title)
+        .uid(board.uid)
+        .description(board.description)
+        .tags(["millrace"])
+        .editable()
+        .tooltip(model.DashboardCursorSync.CROSSHAIR)
+        .refresh("10s")
+        .time("now-30m", "now")
+        .timezone("browser")
+        .link(dashboard.DashboardLink("Millrace").type(model.DashboardLinkType.DASHBOARDS).tags(["millrace"]))
+        .with_variable(dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus"))
+        .with_variable(_variable("job", "label_values(millrace_build_info, job)", many=False))
+        .with_variable(_variable("instance", 'label_values(millrace_build_info{job="$job"}, instance)', many=True))
+    )
+    number = 0
+    for title, panels in board.rows.items():
+        number += 1
+        built.with_row(dashboard.Row(title).id(number))
+        for panel in panels:
+            number += 1
+            built.with_panel(_build(panel, number))
+    return built.build()
+
+
+def _variable(name: str, query: str, *, many: bool) -> dashboard.QueryVariable:
+    variable = (
+        dashboard.QueryVariable(name)
+        .label(name.capitalize())
+        .datasource(_datasource())
+        .query(query)
+        .refresh(model.VariableRefresh.ON_TIME_RANGE_CHANGED)
+        .sort(model.VariableSort.ALPHABETICAL_ASC)
+        .multi(many)
+        .include_all(many)
+    )
+    if many:
+        variable.all_value(".*").current(model.VariableOption(text="All", value="$__all", selected=True))
+    return variable
+
+
+def files() -> dict[str, str]:
+    """Return the files by name: what they should hold."""
+    encoder = JSONEncoder(sort_keys=True, indent=1)
+    return {
+        f"{board.uid.removeprefix('millrace-')}.json": f"{encoder.encode(build(board))}\n"
+        for board in (OVERVIEW, SHARDS)
+    }
+
+
+if __name__ == "__main__":
+    for name, text in files().items():
+        (DIRECTORY / name).write_text(text, encoding="utf-8")
