@@ -167,6 +167,30 @@ OVERVIEW = Board(
                 {"sum by (instance) (increase(millrace_stream_gap_seconds_total{$s}[1h]))": "{{instance}}"},
                 bad_from=300,
             ),
+            Panel(
+                "Missed and brought back",
+                "Posts in an hour that X had while nobody was connected, by estimate, and those that came by backfill.",
+                COUNT,
+                {
+                    "sum(increase(millrace_posts_missed_estimate_total{$s}[1h]))": "missed",
+                    "sum(increase(millrace_posts_backfilled_total{$s}[1h]))": "brought back",
+                },
+            ),
+            Panel(
+                "Posts of the month",
+                "Posts from X this month, and the budget of MILLRACE_MONTHLY_POSTS; 0 where there is none.",
+                COUNT,
+                {
+                    "sum(millrace_month_posts{$s})": "posts",
+                    "sum(millrace_month_posts_budget{$s})": "budget",
+                },
+            ),
+            Panel(
+                "Signs of life",
+                "Keep-alives a second; X sends one in 20 s at least. They show that a silent connection is not dead.",
+                RATE,
+                {"sum by (instance) (rate(millrace_stream_keep_alives_total{$s}[5m]))": "{{instance}}"},
+            ),
         ],
         "Inside": [
             Panel(

@@ -1,11 +1,11 @@
 import re
-import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from local.template import load
 from tests.deploy.exposed import unknown
 
 ROOT = Path(__file__).parents[2]
@@ -17,7 +17,8 @@ RULES: list[dict[str, Any]] = [
 ]
 TESTS: list[dict[str, Any]] = yaml.safe_load((PROMETHEUS / "alerts.test.yml").read_text(encoding="utf-8"))["tests"]
 RUNBOOK = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
-BASE = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Documentation"]
+# The stack's alarms lead to the same place.
+RUNBOOK_URL = load().document["Parameters"]["RunbookUrl"]["Default"]
 
 every_alert = pytest.mark.parametrize("rule", RULES, ids=[rule["alert"] for rule in RULES])
 
@@ -31,7 +32,7 @@ def test_an_alert_says_what_is_wrong_and_where_to_read_on(rule: dict[str, Any]) 
     assert re.fullmatch(r"\d+m", rule["for"])
     assert "{{ $labels.instance }}" in annotations["summary"]
     assert annotations["description"].endswith(".")
-    assert annotations["runbook_url"] == f"{BASE}/operations.md#{rule['alert'].lower()}"
+    assert annotations["runbook_url"] == f"{RUNBOOK_URL}#{rule['alert'].lower()}"
     assert re.search(rf"^### {rule['alert']}\n\n\S", RUNBOOK, re.MULTILINE), "the section that it links to"
 
 
