@@ -377,7 +377,7 @@ function drawLists() {
   setText("posts-note", shown ? "None yet." : "They are not shown. MILLRACE_SHOW_POSTS=on shows their ids and authors to all who may open this page.");
   fill("posts", [...(shown || [])].reverse().map((post) => {
     const item = make("li");
-    item.append(make("span", post.id), make("span", post.author, "author"));
+    item.append(make("span", post.id), make("span", post.author || "–", "author"));
     return item;
   }));
 }
