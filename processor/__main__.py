@@ -1,13 +1,24 @@
 """
-The operator's console: what is in the table.
+The operator's console: what is in the table, and what should not be.
 
-    python -m processor latest [-n 20]          the newest posts
-    python -m processor get ID                  one post
-    python -m processor author ID [-n 20]       the newest posts of an author, by the author's number
+    python -m processor latest [-n 20] [--hours 48]      the newest posts
+    python -m processor get ID                           one post
+    python -m processor author ID [-n 20]                the newest posts of an author, by the author's number
+    python -m processor rule TAG [-n 20] [--hours 48]    the newest posts that matched a rule, by the rule's tag
+    python -m processor count [--hours 48] [--rule TAG]  how many posts there are of the last hours
+    python -m processor count --author ID                how many posts of an author there are
+    python -m processor delete ID ... | -                delete posts for good; - reads ids from standard input
+    python -m processor purge ID                         delete all posts of an author for good
+    python -m processor redrive [PLACE]                  put back what failed, from a bucket or a directory
 
-On a terminal a post is one line; in a pipe it is one JSON object with all that the table holds.
+Whose table it is: --stack NAME asks the function of that stack for its settings. Otherwise they are taken from the
+environment, by the names that the function has: TABLE (or --table), and where it matters TIME_SHARDS, TTL_DAYS,
+ID_POINTER, TIME_POINTER and QUARANTINE. Region, endpoint and credentials are botocore's own.
 
-Exit codes: 0; 1 there is no such post; 2 the command, a setting or the table is not usable, said in one line.
+On a terminal a post is one line; in a pipe it is one JSON object with all that the table holds, and so is a result.
+
+Exit codes: 0; 1 there is no such post, or something is left to do; 2 the command, a setting or the table is not
+usable, said in one line.
 """
 
 import argparse
@@ -15,18 +26,30 @@ import json
 import os
 import shutil
 import sys
-import unicodedata
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-from processor.handler import SettingsError, whole_number
-from processor.items import Item, Shape
-from processor.table import PARALLEL_CALLS, TableError, TableReader, connect_reader
+from botocore.exceptions import BotoCoreError, ClientError
 
-# How far back `latest` asks the time index, each hour in as many questions as it has shards.
+from processor import dynamodb, tombstones
+from processor.failures import connect_bucket, store_at
+from processor.handler import SettingsError, shape_from, whole_number
+from processor.items import Item, Shape
+from processor.reader import TableReader, connect_reader, location_of
+from processor.redrive import DELETED, NOT_NOW, PRESENT, STORED, UNSTORABLE, Redrive
+from processor.screen import line_of
+from processor.stack import settings_of
+from processor.table import PARALLEL_CALLS, TableError, TableWriter
+
+# How far back questions about time look; each hour is as many questions as it has shards.
 RECENT_HOURS = 48
+# A throttled table may need minutes for many deletions.
+DELETE_SECONDS = 300.0
 
 
 def main(
@@ -35,8 +58,8 @@ def main(
     *,
     output: TextIO,
     errors: TextIO,
+    given: TextIO = sys.stdin,
     columns: int | None = None,
-    connect: Callable[[], Any] = connect_reader,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> int:
     """
@@ -45,96 +68,196 @@ def main(
     `columns` is the width of the terminal that `output` is; None says that it is none.
     """
     options = _parser().parse_args(arguments)
-    table = options.table or environ.get("TABLE")
     try:
-        if not table:
-            raise SettingsError("no table is named: use --table, or set TABLE")
-        with ThreadPoolExecutor(PARALLEL_CALLS) as pool:
-            items = _ask(options, TableReader(table, connect, pool), environ, errors, now())
+        if options.stack:
+            environ = {**environ, **settings_of(options.stack, location_of(environ, "lambda"))}
+        with ThreadPoolExecutor(PARALLEL_CALLS) as pool, ExitStack() as opened:
+            console = Console(options, environ, pool, opened, output, errors, columns, now())
+            if options.command == "delete" and options.ids == ["-"]:
+                options.ids = given.read().split()
+            command: Callable[[argparse.Namespace], int] = getattr(console, options.command)
+            return command(options)
     except (SettingsError, TableError) as error:
         print(f"python -m processor: {error}", file=errors)
-        return 2
-    for item in items:
-        print(_line(item, columns) if columns else json.dumps(_plain(item), ensure_ascii=False), file=output)
-    if not items:
-        print("nothing found", file=errors)
-    return 1 if options.command == "get" and not items else 0
+    except (OSError, BotoCoreError, ClientError) as error:  # of a directory, or of a bucket
+        print(f"python -m processor: {' '.join(str(error).split())}", file=errors)
+    return 2
+
+
+class Console:
+    """The commands; each returns the exit code."""
+
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        environ: Mapping[str, str],
+        pool: Executor,
+        opened: ExitStack,
+        output: TextIO,
+        errors: TextIO,
+        columns: int | None,
+        now: datetime,
+    ) -> None:
+        self._environ = environ
+        self._table = options.table or environ.get("TABLE") or ""
+        if not self._table:
+            raise SettingsError("no table is named: use --stack or --table, or set TABLE")
+        faults: list[str] = []
+        self._shape: Shape = shape_from(environ, faults)
+        if faults:
+            raise SettingsError("; ".join(faults))
+        self._pool = pool
+        self._opened = opened
+        self._output = output
+        self._errors = errors
+        self._columns = columns
+        self._now = now
+
+    def latest(self, options: argparse.Namespace) -> int:
+        """Show the newest posts."""
+        return self._newest(options, None)
+
+    def rule(self, options: argparse.Namespace) -> int:
+        """Show the newest posts of a rule."""
+        return self._newest(options, options.tag)
+
+    def get(self, options: argparse.Namespace) -> int:
+        """Show one post."""
+        item = self._reader().get(options.id)
+        self._show([item] if item else [])
+        return 0 if item else 1
+
+    def author(self, options: argparse.Namespace) -> int:
+        """Show the newest posts of an author."""
+        self._show(self._reader().of_author(options.id, options.count))
+        return 0
+
+    def count(self, options: argparse.Namespace) -> int:
+        """Count posts."""
+        if options.author:
+            number = self._reader().count_of_author(options.author)
+        else:
+            number = self._reader().count(options.hours, options.rule)
+        self._tell({"count": number}, f"{number:,}")
+        return 0
+
+    def delete(self, options: argparse.Namespace) -> int:
+        """Delete posts for good."""
+        return self._delete(options.ids)
+
+    def purge(self, options: argparse.Namespace) -> int:
+        """Delete all posts of an author for good."""
+        return self._delete(self._reader().ids_of_author(options.id))
+
+    def redrive(self, options: argparse.Namespace) -> int:
+        """Put back what failed."""
+        # Beside the function's quarantine, in the same place, lies what Lambda gave up.
+        place = options.place or self._environ.get("QUARANTINE", "").rstrip("/").removesuffix("/quarantine")
+        if not place:
+            raise SettingsError("no place is named: name a bucket as s3://NAME or a directory, or set QUARANTINE")
+        location = location_of(self._environ, "s3")
+        store = store_at(place, lambda: self._open(connect_bucket(**location)))
+        counts: Counter[str] = Counter()
+        kept = 0
+        for result in Redrive(store, self._client(), self._table, self._shape, self._pool).run():
+            counts.update(result.counts)
+            if result.reason is not None:
+                kept += 1
+                print(f"{result.key}: {result.reason}", file=self._errors)
+        result_of = {name: counts[name] for name in (STORED, PRESENT, DELETED, UNSTORABLE, NOT_NOW)}
+        text = (
+            f"{counts[STORED]:,} stored; {counts[PRESENT]:,} were in the table already; {counts[DELETED]:,} had been"
+            f" deleted; {counts[UNSTORABLE]:,} can still not be stored; {counts[NOT_NOW]:,} not taken now, try again"
+        )
+        self._tell({**result_of, "objects_kept": kept}, text)
+        return 1 if kept else 0
+
+    def _newest(self, options: argparse.Namespace, tag: str | None) -> int:
+        reader = self._reader()
+        items = reader.newest(options.count, options.hours, tag)
+        if not items:
+            print(f"nothing from the last {options.hours} hours: reading the whole table", file=self._errors)
+            items = reader.newest_of_all(options.count, tag)
+        self._show(items)
+        return 0
+
+    def _delete(self, ids: Sequence[str]) -> int:
+        client = dynamodb.connect(self._environ)
+        self._opened.callback(client.close)
+        table = TableWriter(self._table, lambda: client, self._pool)
+        left = tombstones.delete(table, ids, self._now, self._shape.ttl_days, time.monotonic() + DELETE_SECONDS)
+        deleted = len(set(ids)) - len(left)
+        self._tell({"deleted": deleted, "left": sorted(left)}, f"{deleted:,} deleted; they will not come back")
+        if left:
+            print(f"the table did not take {len(left):,} in time: run it again", file=self._errors)
+        return 1 if left else 0
+
+    def _reader(self) -> TableReader:
+        return TableReader(self._table, self._client, self._pool, now=self._now, shards=self._shape.time_shards)
+
+    def _client(self) -> Any:
+        return self._open(connect_reader(**location_of(self._environ, "dynamodb")))
+
+    def _open(self, client: Any) -> Any:
+        self._opened.callback(client.close)
+        return client
+
+    def _show(self, items: Sequence[Item]) -> None:
+        for item in items:
+            print(line_of(item, self._columns), file=self._output)
+        if not items:
+            print("nothing found", file=self._errors)
+
+    def _tell(self, result: Mapping[str, Any], text: str) -> None:
+        print(text if self._columns else json.dumps(result), file=self._output)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m processor", description="Look into the table of posts.")
-    about_table = "name of the table; else TABLE of the environment"
-    parser.add_argument("--table", help=about_table)
+    whose = argparse.ArgumentParser(add_help=False)
+    for where, default in ((parser, None), (whose, argparse.SUPPRESS)):
+        # Where it is not given after the command, it must not wipe out what stood before it.
+        where.add_argument("--stack", default=default, metavar="NAME", help="take all settings from this stack")
+        where.add_argument("--table", default=default, metavar="NAME", help="name of the table; else TABLE is it")
     commands = parser.add_subparsers(dest="command", required=True)
-    latest = commands.add_parser("latest", help="the newest posts")
-    get = commands.add_parser("get", help="one post by its id")
+
+    def command(name: str, about: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=about, description=about, parents=[whose])
+
+    latest = command("latest", "the newest posts")
+    get = command("get", "one post by its id")
     get.add_argument("id")
-    author = commands.add_parser("author", help="the newest posts of an author")
+    author = command("author", "the newest posts of an author")
     author.add_argument("id", help="the author's number, not the handle: a handle can change")
-    for command in (latest, get, author):
-        # Where it is not given, it must not wipe out what stood before the command.
-        command.add_argument("--table", default=argparse.SUPPRESS, help=about_table)
-    for command in (latest, author):
-        command.add_argument("-n", dest="count", type=_count, default=20, help="how many (default: 20)")
+    rule = command("rule", "the newest posts that matched a rule")
+    rule.add_argument("tag", help="the tag of the rule")
+    count = command("count", "how many posts there are")
+    chosen = count.add_mutually_exclusive_group()
+    chosen.add_argument("--rule", metavar="TAG", help="only those that matched this rule")
+    chosen.add_argument("--author", metavar="ID", help="all of this author, whatever their age")
+    delete = command("delete", "delete posts for good: a late replay does not bring them back")
+    delete.add_argument("ids", nargs="+", metavar="ID", help="of the posts; - reads them from standard input")
+    purge = command("purge", "delete all posts of an author for good")
+    purge.add_argument("id", help="the author's number")
+    redrive = command("redrive", "put back what failed")
+    redrive.add_argument("place", nargs="?", help="s3://BUCKET or a directory; else what is around QUARANTINE")
+    for where in (latest, author, rule):
+        where.add_argument("-n", dest="count", type=_up_to(10_000), default=20, help="how many (default: 20)")
+    for where in (latest, rule, count):
+        about = f"how far back (default: {RECENT_HOURS})"
+        where.add_argument("--hours", type=_up_to(100_000), default=RECENT_HOURS, help=about)
     return parser
 
 
-def _count(text: str) -> int:
-    faults: list[str] = []
-    count = whole_number({"-n": text}, "-n", 0, 1, 10_000, faults)
-    if faults:
-        raise argparse.ArgumentTypeError(faults[0])
-    return count
+def _up_to(most: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        faults: list[str] = []
+        number = whole_number({"it": text}, "it", 0, 1, most, faults)
+        if faults or not text:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {most}")
+        return number
 
-
-def _ask(
-    options: argparse.Namespace, reader: TableReader, environ: Mapping[str, str], errors: TextIO, now: datetime
-) -> Sequence[Item]:
-    if options.command == "get":
-        item = reader.get(options.id)
-        return [item] if item else []
-    if options.command == "author":
-        return reader.of_author(options.id, options.count)
-    faults: list[str] = []
-    shards = whole_number(environ, "TIME_SHARDS", Shape().time_shards, 1, 1_000, faults)
-    if faults:
-        raise SettingsError(faults[0])
-    items = reader.newest(options.count, now, RECENT_HOURS, shards)
-    if not items:
-        print(f"nothing from the last {RECENT_HOURS} hours: reading the whole table", file=errors)
-        items = reader.newest_of_all(options.count)
-    return items
-
-
-def _plain(item: Item) -> dict[str, Any]:
-    plain: dict[str, Any] = {}
-    for name, value in item.items():
-        ((kind, content),) = value.items()
-        plain[name] = int(content) if kind == "N" else content
-    return plain
-
-
-def _line(item: Item, columns: int) -> str:
-    post = _plain(item)
-    head = f"{post['Timestamp'][:19].replace('T', ' ')}  @{post['Username']}  "
-    return _fit(head + " ".join(post["Message"].split()), columns)
-
-
-def _fit(text: str, columns: int) -> str:
-    """Shorten to the width of a terminal, on which Chinese, Japanese and Korean characters take two columns."""
-    shown: list[str] = []
-    used = 0
-    for character in text:
-        # A post may hold control and direction characters, which a terminal would obey.
-        printable = character if character.isprintable() else " "
-        width = 2 if unicodedata.east_asian_width(printable) in "WF" else 1
-        if unicodedata.combining(printable):
-            width = 0
-        if used + width > columns - 1:
-            return "".join(shown) + "…"
-        shown.append(printable)
-        used += width
-    return "".join(shown)
+    return read
 
 
 if __name__ == "__main__":

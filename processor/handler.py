@@ -9,8 +9,9 @@ Rules and traps:
 
 * Lambda goes on from the LOWEST sequence number that is reported, and sends everything from there again, also
   what was stored. So at most one is reported; naming more would change nothing.
-* A record is done when each of its posts is in the table, or a newer version of it, or in the quarantine. One that
-  can be neither stored nor kept in quarantine is reported.
+* A record is done when each of its posts is in the table, or a newer version of it, or in the quarantine, or was
+  deleted. One that can be neither stored nor kept in quarantine is reported.
+* Of a damaged aggregate what is whole is stored, and the quarantine has all of it.
 * A bad record never stops its shard: it is kept with its reason and counts as done.
 * A batch may come any number of times. Items and quarantine keys are pure functions of the record.
 * All posts of an aggregate have one sequence number.
@@ -18,7 +19,8 @@ Rules and traps:
   format the metrics as well.
 
 Environment: TABLE (its name), QUARANTINE (s3://bucket/prefix or a directory), TTL_DAYS (30; 0 keeps for ever),
-TIME_SHARDS (4). Region, endpoint and credentials are botocore's own.
+TIME_SHARDS (4), ID_POINTER and TIME_POINTER (for records that are no posts of X). Region, endpoint and credentials are
+botocore's own.
 """
 
 import functools
@@ -27,30 +29,36 @@ import os
 import sys
 import time
 from base64 import b64decode
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol, TextIO
 
 from processor import wire
+from processor.dynamodb import connect
 from processor.failures import Quarantine, Source, store_at
-from processor.items import Item, Shape, UnstorableError, item_of
-from processor.table import PARALLEL_CALLS, TableWriter, connect_writer
+from processor.items import Item, Shape, UnstorableError, item_of, milliseconds_of
+from processor.table import PARALLEL_CALLS, TOMBSTONE_SECONDS, TableError, TableWriter
 
 # Kept free of the time that Lambda gives: a call begun at the last moment may take its 3 s (connect and read), and
 # the log line and the answer a little. A function with little time gives half of it.
-RESERVE_SECONDS = 5.0
-# What the table refuses is known at the end; it may still go to quarantine for so long, out of the reserve.
-QUARANTINE_SECONDS = 1.0
+RESERVE_SECONDS = 6.0
+# Out of the reserve: what the table refuses is known at the end, after its look for tombstones, and may still go to
+# quarantine for so long.
+QUARANTINE_SECONDS = TOMBSTONE_SECONDS + 1.0
 
-# Of each invocation, in this order. Posts = Written + Duplicates + Quarantined + Unwritten; a record that cannot be
-# taken apart is one post, and Unwritten are those that Lambda has to send again. Retried counts items sent again.
-COUNTS = ("Records", "Posts", "Written", "Duplicates", "Quarantined", "Unwritten", "Retried")
+# Of each invocation, in this order. Posts = Written + Duplicates + Deleted + Quarantined + Unwritten; a record that is
+# damaged is one post beside those that are whole, and Unwritten are those that Lambda has to send again. Retried counts
+# items sent again, WriteUnits what DynamoDB bills for.
+COUNTS = ("Records", "Posts", "Written", "Duplicates", "Deleted", "Quarantined", "Unwritten", "Retried", "WriteUnits")
+# The longest of each invocation: the whole of it, from the first post of a record to the record's arrival in Kinesis,
+# and from there to the end of the invocation.
+TIMES = ("Milliseconds", "PostToKinesisMilliseconds", "KinesisToTableMilliseconds")
 METRICS = {
     "Namespace": "Millrace",
     "Dimensions": [["FunctionName"]],
     "Metrics": [
         *({"Name": name, "Unit": "Count"} for name in COUNTS),
-        {"Name": "Milliseconds", "Unit": "Milliseconds"},
+        *({"Name": name, "Unit": "Milliseconds"} for name in TIMES),
     ],
 }
 
@@ -77,12 +85,27 @@ class Settings(NamedTuple):
         quarantine = environ.get("QUARANTINE", "")
         if not quarantine.removeprefix("s3://").strip("/"):
             faults.append("QUARANTINE is missing: set it to s3://bucket/prefix or to a directory")
-        ttl_days = whole_number(environ, "TTL_DAYS", Shape().ttl_days, 0, 36_500, faults)
-        time_shards = whole_number(environ, "TIME_SHARDS", Shape().time_shards, 1, 1_000, faults)
+        shape = shape_from(environ, faults)
         if faults:
             raise SettingsError("; ".join(faults))
-        name = environ.get("AWS_LAMBDA_FUNCTION_NAME", "local")
-        return cls(table, quarantine, Shape(ttl_days, time_shards), name)
+        return cls(table, quarantine, shape, environ.get("AWS_LAMBDA_FUNCTION_NAME", "local"))
+
+
+def shape_from(environ: Mapping[str, str], faults: list[str]) -> Shape:
+    """Return the settings that decide about items; what is wrong with them is added to `faults`."""
+    ttl_days = whole_number(environ, "TTL_DAYS", Shape().ttl_days, 0, 36_500, faults)
+    time_shards = whole_number(environ, "TIME_SHARDS", Shape().time_shards, 1, 1_000, faults)
+    id_pointer, time_pointer = (_pointer(environ, name, faults) for name in ("ID_POINTER", "TIME_POINTER"))
+    if time_pointer and not id_pointer:
+        faults.append("TIME_POINTER is set and ID_POINTER is not: posts of X need neither, other records need both")
+    return Shape(ttl_days, time_shards, id_pointer, time_pointer)
+
+
+def _pointer(environ: Mapping[str, str], name: str, faults: list[str]) -> str:
+    pointer = environ.get(name) or ""
+    if pointer and not pointer.startswith("/"):
+        faults.append(f"{name} is {pointer!r}: set it to a JSON pointer such as /event/id, or leave it away")
+    return pointer
 
 
 def whole_number(environ: Mapping[str, str], name: str, default: int, least: int, most: int, faults: list[str]) -> int:
@@ -115,6 +138,31 @@ class _Failure(NamedTuple):
 
     source: Source
     reason: str
+
+
+class _Batch(NamedTuple):
+    """What an event holds: posts by key, each from old to new; what is no post; and how late it is, in seconds."""
+
+    versions: dict[str, list[_Version]]
+    failures: list[_Failure]
+    post_to_kinesis: float
+    first_arrival: float
+
+
+class _Run:
+    """What became of an event until now: the counts, and what has to come again."""
+
+    def __init__(self, counts: dict[str, int], failures: list[_Failure]) -> None:
+        self.counts = counts
+        self.failures = failures
+        self.again: list[Source] = []
+        self.troubles: list[str] = []
+        self.fault: str | None = None
+
+    @property
+    def first(self) -> str | None:
+        """The lowest sequence number that has to come again."""
+        return min((source.sequence_number for source in self.again), key=int, default=None)
 
 
 class Processor:
@@ -158,50 +206,51 @@ class Processor:
         started = self._clock()
         remaining = context.get_remaining_time_in_millis() / 1000
         deadline = started + max(remaining - RESERVE_SECONDS, remaining / 2)
-        counts = dict.fromkeys(COUNTS, 0)
+        batch = self._read(event["Records"])
+        run = _Run(dict.fromkeys(COUNTS, 0), batch.failures)
+        run.counts["Records"] = len(event["Records"])
+        posts = run.counts["Posts"] = len(batch.failures) + sum(map(len, batch.versions.values()))
+        try:
+            self._store(batch.versions, run, deadline)
+            run.counts["Quarantined"] = len(run.failures) - len(run.troubles)
+            run.counts["Unwritten"] = len(run.again)
+        except TableError as error:
+            # The function fails, and Lambda sends everything again, whatever was done.
+            run.fault = str(error)
+            run.counts.update(dict.fromkeys(COUNTS[2:], 0), Unwritten=posts)
+            raise
+        finally:
+            times = (self._clock() - started, batch.post_to_kinesis, self._now() - batch.first_arrival)
+            self._log(run, times, context.aws_request_id)
+        return {"batchItemFailures": [] if run.first is None else [{"itemIdentifier": run.first}]}
 
-        versions, failures = self._read(event["Records"])
-        counts["Records"] = len(event["Records"])
-        counts["Posts"] = len(failures) + sum(map(len, versions.values()))
-        again, troubles = self._isolate(failures, deadline)
-        fault: str | None = None
+    def _store(self, versions: Mapping[str, list[_Version]], run: _Run, deadline: float) -> None:
+        self._isolate(run.failures, run, deadline)
         pending = {key: posts[-1].item for key, posts in versions.items()}
         while pending:
             outcome = self._table.write(pending, deadline)
-            counts["Retried"] += outcome.retried
-            fault = outcome.fault or fault
+            run.counts["Retried"] += outcome.retried
+            run.counts["WriteUnits"] += round(outcome.units)
+            run.fault = outcome.fault or run.fault
             for key in pending.keys() - outcome.refused.keys():
                 posts = versions[key]
                 if key in outcome.unwritten:
                     # Also the older versions: they are done only when a newer one is stored.
-                    again.extend(version.source for version in posts)
+                    run.again.extend(version.source for version in posts)
                 else:
-                    counts["Written"] += 1
-                    counts["Duplicates"] += len(posts) - 1
+                    run.counts["Deleted" if key in outcome.deleted else "Written"] += 1
+                    run.counts["Duplicates"] += len(posts) - 1
             refused = [_Failure(versions[key].pop().source, reason) for key, reason in outcome.refused.items()]
-            failures += refused
-            lost, more_troubles = self._isolate(refused, deadline + QUARANTINE_SECONDS)
-            again += lost
-            troubles += more_troubles
+            run.failures.extend(refused)
+            self._isolate(refused, run, deadline + QUARANTINE_SECONDS)
             # A version that the table refuses must not take an older, good one with it.
             pending = {key: versions[key][-1].item for key in outcome.refused if versions[key]}
 
-        counts["Quarantined"] = len(failures) - len(troubles)
-        counts["Unwritten"] = len(again)
-        first = min((source.sequence_number for source in again), key=int, default=None)
-        details = {
-            "RequestId": context.aws_request_id,
-            "RetryFrom": first,
-            "TableFault": fault,
-            "QuarantineFault": next(iter(troubles), None),
-        }
-        self._log(counts, self._clock() - started, details)
-        return {"batchItemFailures": [] if first is None else [{"itemIdentifier": first}]}
-
-    def _read(self, records: Iterable[Mapping[str, Any]]) -> tuple[dict[str, list[_Version]], list[_Failure]]:
+    def _read(self, records: Sequence[Mapping[str, Any]]) -> _Batch:
         """Return the posts by key, each with its versions from old to new, and what is no post."""
         versions: dict[str, list[_Version]] = {}
         failures: list[_Failure] = []
+        delay = 0.0
         for record in records:
             kinesis = record["kinesis"]
             arrived_at = float(kinesis["approximateArrivalTimestamp"])
@@ -214,8 +263,8 @@ class Processor:
             decoded = wire.decode(data)
             if decoded.damage is not None:
                 whole = Source(record, None, wire.UserRecord(data))
-                failures.append(_Failure(whole, f"damaged aggregate: {decoded.damage}"))
-                continue
+                found = f"; {len(decoded.records)} records in it looked whole" if decoded.records else ""
+                failures.append(_Failure(whole, f"damaged aggregate: {decoded.damage}{found}"))
             for index, user_record in enumerate(decoded.records):
                 source = Source(record, index, user_record)
                 try:
@@ -223,31 +272,37 @@ class Processor:
                 except UnstorableError as error:
                     failures.append(_Failure(source, str(error)))
                 else:
-                    versions.setdefault(item["Id"]["S"], []).append(_Version(source, item))
-        return versions, failures
+                    versions.setdefault(str(item["Id"]), []).append(_Version(source, item))
+                    if index == 0:
+                        delay = max(delay, arrived_at - (milliseconds_of(item["Timestamp"]) or 0) / 1000)
+        arrivals = (float(record["kinesis"]["approximateArrivalTimestamp"]) for record in records)
+        return _Batch(versions, failures, delay, min(arrivals, default=self._now()))
 
-    def _isolate(self, failures: Sequence[_Failure], deadline: float) -> tuple[list[Source], list[str]]:
-        """Put failures into quarantine; return those that could not be, and why, one for one."""
+    def _isolate(self, failures: Sequence[_Failure], run: _Run, deadline: float) -> None:
+        """Put failures into quarantine; those that could not be are to come again."""
 
         def keep(failure: _Failure) -> str | None:
             if self._clock() >= deadline:
                 return "no time is left for the quarantine"
             return self._quarantine.keep(failure.source, failure.reason)
 
-        again: list[Source] = []
-        troubles: list[str] = []
         for failure, trouble in zip(failures, self._pool.map(keep, failures), strict=True):
             if trouble is not None:
-                again.append(failure.source)
-                troubles.append(trouble)
-        return again, troubles
+                run.again.append(failure.source)
+                run.troubles.append(trouble)
 
-    def _log(self, counts: Mapping[str, int], seconds: float, details: Mapping[str, str | None]) -> None:
+    def _log(self, run: _Run, times: Sequence[float], request_id: str) -> None:
+        details = {
+            "RequestId": request_id,
+            "RetryFrom": run.first,
+            "TableFault": run.fault,
+            "QuarantineFault": next(iter(run.troubles), None),
+        }
         line = {
             "_aws": {"Timestamp": int(self._now() * 1000), "CloudWatchMetrics": [METRICS]},
             "FunctionName": self._function_name,
-            **counts,
-            "Milliseconds": round(seconds * 1000, 3),
+            **run.counts,
+            **{name: round(seconds * 1000, 3) for name, seconds in zip(TIMES, times, strict=True)},
             **{name: detail for name, detail in details.items() if detail is not None},
         }
         output = sys.stdout if self._output is None else self._output
@@ -259,7 +314,7 @@ class Processor:
 def _processor() -> Processor:
     settings = Settings.from_environment(os.environ)
     pool = ThreadPoolExecutor(PARALLEL_CALLS)
-    table = TableWriter(settings.table, connect_writer, pool)
+    table = TableWriter(settings.table, connect, pool)
     quarantine = Quarantine(store_at(settings.quarantine))
     return Processor(settings.shape, table, quarantine, pool, function_name=settings.function_name)
 

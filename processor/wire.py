@@ -21,8 +21,10 @@ Lengths and numbers are protobuf varints: seven bits a byte, low bits first, the
 Millrace writes the tables first and gives its records no explicit hash key: a user record belongs to the
 shard that the MD5 of its partition key points at, which is where its container is sent.
 
-A Kinesis record without the magic is one user record, raw. One that has the magic but whose digest does
-not fit is no aggregate either, says the format; it is passed on raw, and `Decoded.damage` says why.
+A Kinesis record without the magic is one user record, raw. One that has the magic but whose digest or structure does
+not fit is damaged: `Decoded.damage` says why, and `Decoded.records` has those user records that are still whole.
+Nothing vouches for their bytes then, so whoever takes them should keep the container as well. (The format's own rule,
+to take a container without its digest for one raw record, would give up all of its records for one wrong byte.)
 
 **Compressed.** With COMPRESSION=zstd a container travels in a frame of our own, which no other consumer reads:
 
@@ -38,6 +40,7 @@ which is what the Lambda runs; before that `backports.zstd`, the same code, stan
 """
 
 import sys
+from collections.abc import Iterator
 from hashlib import md5
 from typing import NamedTuple
 
@@ -58,6 +61,7 @@ _COMPRESSION: dict[int, int] = {
 }
 # No record of Kinesis is larger than 10 MiB, and no post of X shrinks a hundred times: beyond lies a bomb.
 LARGEST_MESSAGE_BYTES = 64 << 20
+_UNPACKED_AT_ONCE = 64
 
 
 class UserRecord(NamedTuple):
@@ -69,7 +73,7 @@ class UserRecord(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """What a Kinesis record holds, and what is wrong with it, if anything."""
+    """The user records of a Kinesis record; and what is wrong with it, if anything, when there may have been more."""
 
     records: list[UserRecord]
     damage: str | None = None
@@ -149,20 +153,16 @@ class Aggregate:
 
 
 def decode(data: bytes) -> Decoded:
-    """
-    Return the user records of one Kinesis record, in order.
-
-    Never raises for its content: what cannot be read as an aggregate is handed on as one raw record, with
-    `damage` saying what was wrong if it claimed to be one.
-    """
+    """Return the user records of one Kinesis record, in order. Never raises for its content."""
     if data.startswith(COMPRESSED_MAGIC):
-        return _decode_compressed(data)
+        return _decode_compressed(data[len(COMPRESSED_MAGIC) :])
     if not data.startswith(MAGIC):
         return Decoded([UserRecord(data)])
     message = data[len(MAGIC) : -DIGEST_BYTES]
-    if len(data) < ENVELOPE_BYTES or md5(message, usedforsecurity=False).digest() != data[-DIGEST_BYTES:]:
-        return Decoded([UserRecord(data)], "the digest does not fit the content")
-    return _decode_message(message, data)
+    if len(data) >= ENVELOPE_BYTES and md5(message, usedforsecurity=False).digest() == data[-DIGEST_BYTES:]:
+        return _read_message(message)
+    # It may be cut short: then what stands at its end is no digest.
+    return Decoded(_read_message(data[len(MAGIC) :]).records, "the digest does not fit the content")
 
 
 def compress(container: bytes) -> bytes:
@@ -170,66 +170,95 @@ def compress(container: bytes) -> bytes:
     return COMPRESSED_MAGIC + zstd.compress(container[len(MAGIC) : -DIGEST_BYTES], options=_COMPRESSION)
 
 
-def _decode_compressed(data: bytes) -> Decoded:
-    frame = data[len(COMPRESSED_MAGIC) :]
+def _decode_compressed(frame: bytes) -> Decoded:
     try:
         if not 0 <= (zstd.get_frame_info(frame).decompressed_size or 0) <= LARGEST_MESSAGE_BYTES:
-            return Decoded([UserRecord(data)], "the content would be larger than any container")
-        message = zstd.decompress(frame)
+            return Decoded([], "the content would be larger than any container")
+        return _read_message(zstd.decompress(frame))
     except zstd.ZstdError as error:
-        return Decoded([UserRecord(data)], f"not a zstd frame: {error}")
-    return _decode_message(message, data)
+        return Decoded(_read_message(_unpack_start(frame)).records, f"not a zstd frame: {error}")
 
 
-def _decode_message(message: bytes, data: bytes) -> Decoded:
+def _unpack_start(frame: bytes) -> bytes:
+    """Return what can be unpacked of a frame that is damaged, up to the damage."""
+    unpacking = zstd.ZstdDecompressor()
+    start = bytearray()
     try:
-        return Decoded(_read_message(message))
-    except (ValueError, IndexError) as error:
-        return Decoded([UserRecord(data)], str(error) or "cut short")
+        # Bit by bit, because a call that meets the damage returns nothing of what came before it.
+        for place in range(0, len(frame), _UNPACKED_AT_ONCE):
+            start += unpacking.decompress(frame[place : place + _UNPACKED_AT_ONCE])
+            if unpacking.eof or len(start) > LARGEST_MESSAGE_BYTES:
+                break
+    except zstd.ZstdError:
+        pass
+    return bytes(start)
 
 
-def _read_message(message: bytes) -> list[UserRecord]:
+def _read_message(message: bytes) -> Decoded:
     keys: list[str] = []
     hash_keys: list[str] = []
     raw: list[bytes] = []
-    for field, value in _fields(message):
-        if not isinstance(value, bytes):
-            continue
-        if field == 1:
-            keys.append(value.decode())
-        elif field == 2:
-            hash_keys.append(value.decode())
-        elif field == 3:
-            raw.append(value)
-    return [_read_record(record, keys, hash_keys) for record in raw]
+    damage: list[str] = []
+    try:
+        for field, value in _fields(message):
+            if not isinstance(value, bytes):
+                continue
+            if field == 3:
+                raw.append(value)
+            elif field in {1, 2}:
+                (keys if field == 1 else hash_keys).append(_key(value, damage))
+    except (ValueError, IndexError) as error:
+        damage.append(str(error))
+    records = [found for record in raw if (found := _read_record(record, keys, hash_keys, damage))]
+    return Decoded(records, damage[0] if damage else None)
 
 
-def _read_record(record: bytes, keys: list[str], hash_keys: list[str]) -> UserRecord:
-    key: str | None = None
-    hash_key: str | None = None
+def _key(value: bytes, damage: list[str]) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        damage.append(str(error))
+        return value.decode(errors="replace")
+
+
+def _read_record(record: bytes, keys: list[str], hash_keys: list[str], damage: list[str]) -> UserRecord | None:
+    """Return a record, if all of its data is there; what is wrong with it goes to `damage`."""
+    key: int | None = None
+    hash_key: int | None = None
     data: bytes | None = None
-    for field, value in _fields(record):
-        if field == 1 and isinstance(value, int):
-            key = keys[value]
-        elif field == 2 and isinstance(value, int):
-            hash_key = hash_keys[value]
-        elif field == 3 and isinstance(value, bytes):
-            data = value
-    if key is None or data is None:
-        raise ValueError("a record lacks its partition key or its data")
-    return UserRecord(data, key, hash_key)
+    try:
+        # What Millrace writes, and nearly all that comes here: a small index, then the data, to the end.
+        if record[:1] == b"\x08" and record[1] < 0x80 and record[2:3] == b"\x1a":
+            length, start = _read_varint(record, 3)
+            if start + length == len(record) and record[1] < len(keys):
+                return UserRecord(record[start:], keys[record[1]])
+        for field, value in _fields(record):
+            if field == 1 and isinstance(value, int):
+                key = value
+            elif field == 2 and isinstance(value, int):
+                hash_key = value
+            elif field == 3 and isinstance(value, bytes):
+                data = value
+    except (ValueError, IndexError) as error:
+        damage.append(str(error))
+    if data is None:
+        damage.append("a record lacks its data")
+        return None
+    if key is None or key >= len(keys) or (hash_key is not None and hash_key >= len(hash_keys)):
+        damage.append("a record lacks its partition key, or a key lacks its place in the table")
+        return UserRecord(data)
+    return UserRecord(data, keys[key], None if hash_key is None else hash_keys[hash_key])
 
 
-def _fields(message: bytes) -> list[tuple[int, int | bytes]]:
-    """Split a protobuf message into (field number, value); raise ValueError where it cannot be one."""
-    fields: list[tuple[int, int | bytes]] = []
+def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """Split a protobuf message into (field number, value); raise ValueError or IndexError where it cannot be one."""
     position, end = 0, len(message)
     while position < end:
         tag, position = _read_varint(message, position)
         field, wire_type = tag >> 3, tag & 7
         if wire_type == 0:
             number, position = _read_varint(message, position)
-            fields.append((field, number))
+            yield field, number
             continue
         if wire_type == 2:
             length, position = _read_varint(message, position)
@@ -241,9 +270,8 @@ def _fields(message: bytes) -> list[tuple[int, int | bytes]]:
             raise ValueError(f"wire type {wire_type} is not one of this format")
         if position + length > end:
             raise ValueError("a field is longer than the message")
-        fields.append((field, message[position : position + length]))
+        yield field, message[position : position + length]
         position += length
-    return fields
 
 
 def _read_varint(message: bytes, position: int) -> tuple[int, int]:

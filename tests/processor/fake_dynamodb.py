@@ -1,22 +1,22 @@
 """
 What stands for DynamoDB in these tests.
 
-`FakeDynamo` is BatchWriteItem in memory, as strict as the real one, with faults in a given order. The clock of a
+`FakeDynamo` is a table in memory, as strict as the real one, with faults in a given order. The clock of a
 test moves only where something here takes time: a call, or the writer's sleep. `served_by_moto` is a server that
 speaks DynamoDB's protocol, for boto3 itself; it knows expressions and indexes, but never throttles.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from typing import Any
 
-from botocore.exceptions import ClientError, ConnectTimeoutError, ReadTimeoutError
 from moto.server import ThreadedMotoServer
 
-from processor.items import ITEM_BYTES, Item, item_size
-from processor.table import connect_reader
+from processor.dynamodb import ApiError, NoAnswerError
+from processor.items import ITEM_BYTES, TOMBSTONE_PREFIX, Item, item_size, to_json
+from processor.reader import connect_reader
 
 TABLE = "stack-EventData"
 
@@ -56,10 +56,11 @@ class Inline(Executor):
 
 class FakeDynamo:
     """
-    A table.
+    A table, with the two operations that the processor uses.
 
     Args:
-        faults: what happens to each call, in order; after the last one all is well.
+        faults: what happens to each call that writes, in order; after the last one all is well.
+        look_faults: the same for each look at tombstones.
         invalid: tells which items the table will never take.
         clock: moves by `seconds` at each call.
     """
@@ -68,56 +69,131 @@ class FakeDynamo:
         self,
         faults: Iterable[str] = (),
         *,
+        look_faults: Iterable[str] = (),
         invalid: Callable[[Item], bool] = lambda _: False,
         clock: Clock | None = None,
         seconds: float = 0,
     ) -> None:
-        self.items: dict[str, Item] = {}
+        self.everything: dict[str, Item] = {}
         self.batches: list[list[str]] = []
+        self.looks: list[list[str]] = []
+        self.before_look: Callable[[], None] = lambda: None
         self._faults: Iterator[str] = iter(faults)
+        self._look_faults: Iterator[str] = iter(look_faults)
         self._invalid = invalid
         self._clock = clock
         self._seconds = seconds
 
-    def batch_write_item(self, *, RequestItems: Mapping[str, Any]) -> Any:  # noqa: N803 - the API's own name
+    @property
+    def items(self) -> dict[str, Item]:
+        """What is in the table beside tombstones."""
+        return {key: item for key, item in self.everything.items() if not key.startswith(TOMBSTONE_PREFIX)}
+
+    def bury(self, *keys: str) -> None:
+        """Delete as the console does: a tombstone, and then the item."""
+        for key in keys:
+            self.everything[TOMBSTONE_PREFIX + key] = {"Id": TOMBSTONE_PREFIX + key, "ExpiresAt": 2_000_000_000}
+        for key in keys:
+            self.everything.pop(key, None)
+
+    def call(self, operation: str, body: bytes) -> Any:
         """Do as the API does, or as the next fault says."""
         if self._clock:
             self._clock.sleep(self._seconds)
-        ((name, puts),) = RequestItems.items()
-        items: list[Item] = [put["PutRequest"]["Item"] for put in puts]
-        keys = [item["Id"]["S"] for item in items]
-        self.batches.append(keys)
+        request = json.loads(body)
+        ((name, content),) = request["RequestItems"].items()
         if name != TABLE:
-            raise _error("ResourceNotFoundException", "Requested resource not found")
-        fault = next(self._faults, STORED)
-        if fault == UNREACHABLE:
-            raise ConnectTimeoutError(endpoint_url="http://127.0.0.1")
-        if fault not in {STORED, HALF, NONE, LOST}:
-            raise _error(fault, "as the test wants it")
-        self._validate(RequestItems, items, keys)
-        left_out = {HALF: puts[::2], NONE: puts}.get(fault, [])
-        for put, key, item in zip(puts, keys, items, strict=True):
-            if put not in left_out:
-                self.items[key] = item
+            raise ApiError("ResourceNotFoundException", "Requested resource not found")
+        if operation == "BatchGetItem":
+            return self._get(content)
+        assert operation == "BatchWriteItem"
+        return self._write(content, len(body))
+
+    def _write(self, requests: list[Any], size: int) -> Any:
+        keys = [_key_of(request) for request in requests]
+        self.batches.append(keys)
+        fault = _raised(next(self._faults, STORED))
+        self._validate(requests, keys, size)
+        left_out = {HALF: requests[::2], NONE: requests}.get(fault, [])
+        done = 0.0
+        for request, key in zip(requests, keys, strict=True):
+            if request in left_out:
+                continue
+            done += 1
+            if "PutRequest" in request:
+                self.everything[key] = plain(request["PutRequest"]["Item"])
+            else:
+                self.everything.pop(key, None)
         if fault == LOST:
-            raise ReadTimeoutError(endpoint_url="http://127.0.0.1")
-        return {"UnprocessedItems": {name: left_out} if left_out else {}}
+            raise NoAnswerError("TimeoutError")
+        capacity = {"ConsumedCapacity": [{"TableName": TABLE, "CapacityUnits": done}]} if done else {}
+        return {"UnprocessedItems": {TABLE: left_out} if left_out else {}, **capacity}
 
-    def _validate(self, request: Mapping[str, Any], items: list[Item], keys: list[str]) -> None:
-        if not 1 <= len(items) <= 25:
-            raise _error("ValidationException", "Member must have length less than or equal to 25")
+    def _get(self, content: Any) -> Any:
+        keys = [key["Id"]["S"] for key in content["Keys"]]
+        assert content["ConsistentRead"] is True
+        self.looks.append(keys)
+        self.before_look()
+        fault = _raised(next(self._look_faults, STORED))
+        if not 1 <= len(set(keys)) == len(keys) <= 100:
+            raise ApiError("ValidationException", "Member must have length less than or equal to 100")
+        left_out = {HALF: content["Keys"][::2], NONE: content["Keys"]}.get(fault, [])
+        if fault == LOST:
+            raise NoAnswerError("TimeoutError")
+        found = [key for key in content["Keys"] if key["Id"]["S"] in self.everything and key not in left_out]
+        return {
+            "Responses": {TABLE: found},
+            "UnprocessedKeys": {TABLE: content | {"Keys": left_out}} if left_out else {},
+        }
+
+    def _validate(self, requests: list[Any], keys: list[str], size: int) -> None:
+        items = [plain(request["PutRequest"]["Item"]) for request in requests if "PutRequest" in request]
+        if not 1 <= len(requests) <= 25:
+            raise ApiError("ValidationException", "Member must have length less than or equal to 25")
         if len(set(keys)) < len(keys):
-            raise _error("ValidationException", "Provided list of item keys contains duplicates")
+            raise ApiError("ValidationException", "Provided list of item keys contains duplicates")
         if any(item_size(item) > ITEM_BYTES for item in items):
-            raise _error("ValidationException", "Item size has exceeded the maximum allowed size")
+            raise ApiError("ValidationException", "Item size has exceeded the maximum allowed size")
         if any(self._invalid(item) for item in items):
-            raise _error("ValidationException", "One or more parameter values were invalid")
-        if len(json.dumps(request)) > 16 * 1024 * 1024:
-            raise _error("413", "Request Entity Too Large")
+            raise ApiError("ValidationException", "One or more parameter values were invalid")
+        if size > 16 * 1024 * 1024:
+            raise ApiError("413", "")
 
 
-def _error(code: str, message: str) -> ClientError:
-    return ClientError({"Error": {"Code": code, "Message": message}}, "BatchWriteItem")
+def _raised(fault: str) -> str:
+    """Raise what happens instead of an answer; return what happens to it."""
+    if fault == UNREACHABLE:
+        raise NoAnswerError("ConnectionRefusedError")
+    if fault not in {STORED, HALF, NONE, LOST}:
+        raise ApiError(fault, "as the test wants it")
+    return fault
+
+
+def _key_of(request: Any) -> str:
+    key: str = (request["PutRequest"]["Item"] if "PutRequest" in request else request["DeleteRequest"]["Key"])["Id"][
+        "S"
+    ]
+    return key
+
+
+def typed(item: Item) -> Any:
+    """An item as boto3 takes it."""
+    return json.loads(to_json(item))
+
+
+def plain(typed: Any) -> Item:
+    """An item of the API as the processor has it."""
+    return {name: int(value["N"]) if "N" in value else next(iter(value.values())) for name, value in typed.items()}
+
+
+def environ_of(location: dict[str, str]) -> dict[str, str]:
+    """What boto3.client is told, as an environment."""
+    return {
+        "AWS_REGION": location["region_name"],
+        "AWS_ENDPOINT_URL_DYNAMODB": location["endpoint_url"],
+        "AWS_ACCESS_KEY_ID": location["aws_access_key_id"],
+        "AWS_SECRET_ACCESS_KEY": location["aws_secret_access_key"],
+    }
 
 
 @contextmanager

@@ -1,3 +1,4 @@
+import base64
 import io
 import json
 import os
@@ -12,8 +13,8 @@ import pytest
 
 from processor.__main__ import main
 from processor.items import Shape, item_of
-from processor.table import connect_reader
-from tests.processor.fake_dynamodb import TABLE, served_by_moto
+from processor.reader import connect_reader, plain
+from tests.processor.fake_dynamodb import TABLE, environ_of, served_by_moto, typed
 
 ROOT = Path(__file__).resolve().parents[2]
 NOW = datetime(2026, 11, 23, 14, 30, tzinfo=UTC)
@@ -37,44 +38,47 @@ def fill(location: dict[str, str], names: str, table: str = TABLE) -> None:
             "created_at": (NOW - timedelta(minutes=minutes)).isoformat(),
             "text": text,
         }
-        line = {"data": data, "includes": {"users": [{"id": "42", "username": "miller", "name": "粉屋"}]}}
-        client.put_item(TableName=table, Item=item_of(json.dumps(line).encode(), 0, Shape()))
+        users = [{"id": "42", "username": "miller", "name": "粉屋"}]
+        line = {
+            "data": data,
+            "includes": {"users": users},
+            "matching_rules": [{"tag": f"rule-{name}"}, {"tag": "mill"}],
+        }
+        client.put_item(TableName=table, Item=typed(item_of(json.dumps(line).encode(), 0, Shape())))
     client.close()
 
 
 class Console:
-    """The console, wired to a table; closes its connections behind itself."""
+    """The console, pointed at a table by its environment."""
 
     def __init__(self, location: dict[str, str]) -> None:
         self._location = location
         self.output = ""
         self.errors = ""
 
-    def run(self, *arguments: str, columns: int | None = None, environ: dict[str, str] | None = None) -> int:
+    def run(
+        self, *arguments: str, columns: int | None = None, environ: dict[str, str] | None = None, given: str = ""
+    ) -> int:
         output, errors = io.StringIO(), io.StringIO()
-        clients: list[Any] = []
-
-        def connect() -> Any:
-            clients.append(connect_reader(**self._location))
-            return clients[-1]
-
         code = main(
             arguments,
-            {"TABLE": TABLE} if environ is None else environ,
+            environ_of(self._location) | ({"TABLE": TABLE} if environ is None else environ),
             output=output,
             errors=errors,
+            given=io.StringIO(given),
             columns=columns,
-            connect=connect,
             now=lambda: NOW,
         )
-        for client in clients:
-            client.close()
         self.output, self.errors = output.getvalue(), errors.getvalue()
         return code
 
     @property
     def ids(self) -> list[str]:
         return [json.loads(line)["Id"] for line in self.output.splitlines()]
+
+    @property
+    def result(self) -> Any:
+        return json.loads(self.output)
 
 
 @pytest.fixture(scope="module")
@@ -179,9 +183,12 @@ def test_the_table_may_be_named_before_or_after_the_command(console: Console, ar
 @pytest.mark.parametrize(
     ("arguments", "environ", "words"),
     [
-        (["latest"], {}, "no table is named: use --table"),
+        (["latest"], {}, "no table is named: use --stack or --table, or set TABLE"),
         (["latest"], {"TABLE": "elsewhere"}, "table elsewhere: there is no such table"),
         (["latest"], {"TABLE": TABLE, "TIME_SHARDS": "x"}, "TIME_SHARDS is 'x'"),
+        (["redrive"], {"TABLE": TABLE}, "no place is named: name a bucket as s3://NAME"),
+        (["redrive", "/nowhere/at/all"], {"TABLE": TABLE}, "there is no directory /nowhere/at/all"),
+        (["delete", "1"], {"TABLE": "elsewhere"}, "table elsewhere: there is no such table"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_exit_code_2(
@@ -202,6 +209,92 @@ def test_a_count_is_a_whole_number(console: Console, count: str, capsys: pytest.
 
     assert caught.value.code == 2
     assert "whole number from 1 to 10000" in capsys.readouterr().err
+
+
+def test_rule_shows_the_posts_of_a_rule(console: Console) -> None:
+    """By its tag, newest first; where the last hours have none, the whole table is asked, as with latest."""
+    assert console.run("rule", "mill", "-n", "2") == 0
+    assert console.ids == ["1", "2"]
+    assert console.run("rule", "rule-4") == 0
+    assert console.ids == ["4"]
+    assert "reading the whole table" in console.errors
+    assert console.run("rule", "rule-4", "--hours", "61") == 0
+    assert console.ids == ["4"]
+    assert console.errors == ""
+
+
+def test_count_counts(console: Console) -> None:
+    """All of the last hours, those of a rule, those of an author; a number on a terminal, JSON in a pipe."""
+    assert console.run("count") == 0
+    assert console.result == {"count": 3}
+    assert console.run("count", "--hours", "1", "--rule", "mill", columns=80) == 0
+    assert console.output == "1\n"
+    assert console.run("count", "--author", "42") == 0
+    assert console.result == {"count": 3}
+
+
+class TestDelete:
+    def test_deleted_posts_are_gone_and_stay_gone(self) -> None:
+        """The ids leave their tombstones, which last as long as the posts could; one that is unknown leaves one too."""
+        with served_by_moto("deleting") as location:
+            fill(location, "1234", "deleting")
+            console = Console(location)
+            environ = {"TABLE": "deleting", "TTL_DAYS": "7"}
+            assert console.run("delete", "1", "3", "99", environ=environ) == 0
+            assert console.result == {"deleted": 3, "left": []}
+            assert console.run("delete", "-", environ=environ, given="4\n4\n", columns=80) == 0
+            assert console.output == "1 deleted; they will not come back\n"
+            client = connect_reader(**location)
+            items = {item["Id"]["S"]: plain(item) for item in client.scan(TableName="deleting")["Items"]}
+            client.close()
+
+        assert items.keys() == {"2", *(f"deleted#{number}" for number in (1, 3, 4, 99))}
+        assert items["deleted#1"] == {
+            "Id": "deleted#1",
+            "DeletedAt": "2026-11-23T14:30:00.000Z",
+            "ExpiresAt": int((NOW + timedelta(days=7)).timestamp()),
+        }
+
+    def test_purge_deletes_an_author(self) -> None:
+        """All posts of one author go, those of others stay."""
+        with served_by_moto("purging") as location:
+            fill(location, "1234", "purging")
+            console = Console(location)
+            assert console.run("purge", "42", "--table", "purging") == 0
+            assert console.result == {"deleted": 3, "left": []}
+            assert console.run("latest", "--table", "purging") == 0
+            assert console.ids == ["3"]
+            assert console.run("purge", "42", "--table", "purging") == 0
+            assert console.result == {"deleted": 0, "left": []}
+
+
+class TestRedrive:
+    def test_what_failed_is_put_back_and_what_stays_is_told(self, tmp_path: Path) -> None:
+        """From the folder around the quarantine; exit code 1 says that something was left."""
+        line = json.dumps({"data": {"id": "7", "text": "late", "created_at": NOW.isoformat()}}).encode()
+        for name, data in (("1-0.json", line), ("2-0.json", b"no post")):
+            path = tmp_path / "quarantine" / "stream" / "shard" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            document = {"data": base64.b64encode(data).decode(), "position": 0, "approximateArrivalTimestamp": 1.0}
+            path.write_text(json.dumps(document))
+        with served_by_moto("redriving") as location:
+            console = Console(location)
+            environ = {"TABLE": "redriving", "QUARANTINE": str(tmp_path / "quarantine")}
+            assert console.run("redrive", environ=environ) == 1
+            assert console.result == {
+                "stored": 1,
+                "present": 0,
+                "deleted": 0,
+                "unstorable": 1,
+                "not_now": 0,
+                "objects_kept": 1,
+            }
+            assert console.errors == ("quarantine/stream/shard/2-0.json: not JSON: Expecting value at character 0\n")
+            assert console.run("redrive", str(tmp_path), environ=environ, columns=80) == 1
+            assert console.output.startswith("0 stored; 0 were in the table already;")
+            assert console.run("get", "7", environ=environ) == 0
+
+        assert [path.name for path in tmp_path.rglob("*.json")] == ["2-0.json"]
 
 
 class TestAsAProcess:

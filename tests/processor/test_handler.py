@@ -1,4 +1,5 @@
 import base64
+import functools
 import io
 import json
 import subprocess
@@ -15,8 +16,9 @@ from hypothesis import strategies as st
 from processor.failures import Quarantine
 from processor.handler import RESERVE_SECONDS, Processor, Settings, SettingsError
 from processor.items import Item, Shape
-from processor.table import TableError, TableWriter, connect_reader
-from processor.wire import Aggregate
+from processor.reader import connect_reader
+from processor.table import TableError, TableWriter
+from processor.wire import Aggregate, compress
 from tests.processor.fake_dynamodb import (
     HALF,
     LOST,
@@ -27,6 +29,7 @@ from tests.processor.fake_dynamodb import (
     Clock,
     FakeDynamo,
     Inline,
+    plain,
     served_by_moto,
 )
 
@@ -108,7 +111,7 @@ class House:
 
     @property
     def messages(self) -> dict[str, str]:
-        return {key: item["Message"]["S"] for key, item in self.table.items.items()}
+        return {key: str(item["Message"]) for key, item in self.table.items.items()}
 
 
 def record(sequence_number: int, data: bytes | str) -> dict[str, Any]:
@@ -161,12 +164,13 @@ class TestTheWholeWay:
             "2123700000000000002": "水車小屋の朝 & 川の音",
             "2123700000000000003": "小麦を二袋",
             "2123700000000000004": "Second thoughts <3 😀",
+            "2123700000000000005": "lost",
         }
         assert {document["reason"] for document in house.shelf.objects.values()} == {
             "not JSON: Expecting value at character 0",
-            "damaged aggregate: the digest does not fit the content",
+            "damaged aggregate: the digest does not fit the content; 1 records in it looked whole",
         }
-        assert counts(house.log[0]) == (7, 4, 1, 2, 0)
+        assert counts(house.log[0]) == (8, 5, 1, 2, 0)
 
     def test_a_replay_changes_nothing(self) -> None:
         """The same event again leaves the same items and the same quarantine."""
@@ -245,6 +249,52 @@ class TestReport:
             house.process(record(1, post(1)))
 
 
+class TestDeleted:
+    def test_a_replay_does_not_bring_a_deleted_post_back(self) -> None:
+        """What has a tombstone is not in the table after the invocation, and counts as done."""
+        house = House()
+        records = [record(1, aggregate([post(1), post(2)])), record(2, post(1, "once more"))]
+        house.process(*records)
+        house.table.bury("1")
+
+        assert house.process(*records) is None
+        assert set(house.table.items) == {"2"}
+        assert counts(house.log[1]) == (3, 1, 1, 0, 0)
+        assert house.log[1]["Deleted"] == 1
+
+    def test_a_deletion_in_the_middle_of_an_invocation_counts(self) -> None:
+        """Between the put and the look, or before both, or after both: the post is gone in the end."""
+        for moment in ("before", "between", "after"):
+            house = House()
+            if moment == "before":
+                house.table.bury("1")
+            if moment == "between":
+                house.table.before_look = functools.partial(house.table.bury, "1")
+            assert house.process(record(1, post(1))) is None
+            if moment == "after":
+                house.table.bury("1")
+            assert not house.table.items
+
+    def test_what_could_not_be_looked_for_comes_again(self) -> None:
+        """An item that was put, but not held against the tombstones in time, is reported."""
+        house = House(FakeDynamo(look_faults=[NONE] * 10_000))
+        house.table.bury("1")
+
+        assert house.process(record(1, post(1)), record(2, post(2))) == "1"
+        assert house.log[0]["TableFault"] == "UnprocessedKeys"
+
+    def test_what_could_not_be_taken_out_comes_again(self) -> None:
+        """A deleted post that is in the table again, and cannot be deleted in time, is reported until it is gone."""
+        house = House(FakeDynamo([STORED, *[NONE] * 10_000]))
+        house.table.bury("1")
+
+        assert house.process(record(1, post(1)), record(2, post(2))) == "1"
+        healed = FakeDynamo()
+        healed.everything.update(house.table.everything)
+        assert House(healed).process(record(1, post(1)), record(2, post(2))) is None
+        assert set(healed.items) == {"2"}
+
+
 class TestPoison:
     @pytest.mark.parametrize("position", range(4))
     @pytest.mark.parametrize(
@@ -255,7 +305,7 @@ class TestPoison:
             b"\xff",
             b"{}",
             aggregate([b"no json"]),
-            aggregate([post(9)])[:-1],
+            aggregate([b"no json"])[:-18],
             "no base64!",
             "あ",
             post(8, "x" * 500_000),
@@ -285,7 +335,7 @@ class TestPoison:
 
     def test_what_the_table_refuses_is_kept_aside(self) -> None:
         """An item that DynamoDB will never take goes to quarantine with its words; its neighbours are stored."""
-        house = House(FakeDynamo(invalid=lambda item: item["Id"]["S"] == "1"))
+        house = House(FakeDynamo(invalid=lambda item: item["Id"] == "1"))
 
         assert house.process(record(5, aggregate([post(0), post(1), post(2)]))) is None
         assert set(house.table.items) == {"0", "2"}
@@ -296,7 +346,7 @@ class TestPoison:
 
     def test_a_refused_version_does_not_take_the_older_one_with_it(self) -> None:
         """Where the newest version of a post is refused, the one before it is stored."""
-        house = House(FakeDynamo(invalid=lambda item: item["Message"]["S"] == "bad"))
+        house = House(FakeDynamo(invalid=lambda item: item["Message"] == "bad"))
         texts = ["first", "good", "bad", "bad"]
 
         assert house.process(*(record(n, post(7, text)) for n, text in enumerate(texts))) is None
@@ -321,6 +371,20 @@ class TestPoison:
         assert house.process(record(1, post(1)), seconds=60) is None
         assert house.shelf.payloads == {post(1)}
 
+    @pytest.mark.parametrize("cut", range(1, 120))
+    def test_a_cut_aggregate_loses_no_whole_post(self, cut: int) -> None:
+        """Wherever it is cut, the posts before the cut are stored, and the container is kept aside with its reason."""
+        posts = [post(number) for number in range(3)]
+        container = aggregate(posts)
+        data = container[: len(container) - cut]
+        house = House()
+
+        assert house.process(record(1, data)) is None
+        assert set(house.table.items) == {str(number) for number, line in enumerate(posts) if line in data}
+        documents = [document for document in house.shelf.objects.values() if document["position"] is None]
+        assert [base64.b64decode(document["data"]) for document in documents] == [data]
+        assert "the digest does not fit the content" in documents[0]["reason"]
+
     def test_the_quarantine_keeps_to_the_time_too(self) -> None:
         """With no time left nothing is begun, and the record is reported."""
         house = House()
@@ -343,13 +407,17 @@ class TestLog:
         assert line["FunctionName"] == "stack-DDBEventProcessor"
         assert {metric["Name"]: line[metric["Name"]] for metric in metrics["Metrics"]} == {
             "Records": 5,
-            "Posts": 7,
-            "Written": 4,
+            "Posts": 8,
+            "Written": 5,
             "Duplicates": 1,
+            "Deleted": 0,
             "Quarantined": 2,
             "Unwritten": 0,
-            "Retried": 2,
+            "Retried": 3,
+            "WriteUnits": 5,
             "Milliseconds": 50.0,
+            "PostToKinesisMilliseconds": 2_250.0,
+            "KinesisToTableMilliseconds": 5_988.0,
         }
         assert line["RequestId"] == "request-1"
         assert "RetryFrom" not in line
@@ -364,7 +432,7 @@ class TestLog:
 
     def test_no_payload_reaches_the_log(self) -> None:
         """Neither stored posts nor quarantined ones leave a word in the line."""
-        house = House(FakeDynamo(invalid=lambda item: item["Id"]["S"] == "3"), Shelf(broken=lambda _: True))
+        house = House(FakeDynamo(invalid=lambda item: item["Id"] == "3"), Shelf(broken=lambda _: True))
         secrets = [b"secret", post(1, "secret"), b'{"data":{"id":"secret"}}', post(3, "secret"), b'{"secret']
         house.process(*(record(n, data) for n, data in enumerate(secrets)))
 
@@ -373,7 +441,9 @@ class TestLog:
 
 # A post is an id and a text; a text that ends so is refused by the table, or broken beforehand.
 TEXTS = st.sampled_from(["a", "b", "refused", "broken"])
-CONTAINERS = st.lists(st.tuples(st.integers(0, 30), TEXTS), max_size=6)
+ENTRIES = st.lists(st.tuples(st.integers(0, 30), TEXTS), max_size=6)
+# How the posts of a record travel: as a container, compressed, damaged in its digest, or each of them raw.
+RECORDS = st.tuples(st.sampled_from(["container", "compressed", "damaged", "raw"]), ENTRIES)
 FAULTS = st.lists(
     st.sampled_from([STORED, HALF, NONE, LOST, UNREACHABLE, THROTTLED, "InternalServerError"]), max_size=12
 )
@@ -385,50 +455,86 @@ def line_of(post_id: int, text: str) -> bytes:
     return line[:-1] if text == "broken" else line
 
 
+def travelling(how: str, entries: list[tuple[int, str]]) -> list[bytes]:
+    """The records in which these posts travel."""
+    lines = [line_of(*entry) for entry in entries]
+    container = aggregate(lines)
+    return {
+        "container": [container],
+        "compressed": [compress(container)],
+        "damaged": [container[:-1] + bytes([container[-1] ^ 1])],
+        "raw": lines,
+    }[how]
+
+
 def refused(item: Item) -> bool:
     """Whether the table will never take the item."""
-    return bool(item["Message"]["S"] == "refused")
+    return item["Message"] == "refused"
 
 
 @settings(deadline=None)
 @given(
-    containers=st.lists(CONTAINERS, max_size=8),
+    batch=st.lists(RECORDS, max_size=8),
     faults=FAULTS,
+    look_faults=FAULTS,
     forever=st.booleans(),
     broken=st.sets(st.integers(0, 7)),
+    buried=st.tuples(st.sets(st.integers(0, 30)), st.sets(st.integers(0, 30))),
     seconds=st.sampled_from([0, 0.2, 6, 60]),
 )
 def test_any_batch_under_any_failures_ends_as_the_model_says(
-    containers: list[list[tuple[int, str]]], faults: list[str], forever: bool, broken: set[int], seconds: float
+    batch: list[tuple[str, list[tuple[int, str]]]],
+    faults: list[str],
+    look_faults: list[str],
+    forever: bool,
+    broken: set[int],
+    buried: tuple[set[int], set[int]],
+    seconds: float,
 ) -> None:
     """
-    What is not reported is done: its good posts are in the table, or newer versions, and its bad ones kept aside.
+    What is not reported is done: its good posts are in the table, or newer versions, or deleted; bad ones kept aside.
 
-    Replayed from the reported number on until nothing is reported, the table is that of a simple model: of each
-    id the last version that the table takes.
+    Posts are deleted before it and in the middle of it. Replayed from the reported number on until nothing is
+    reported, the table is that of a simple model: of each id the last version that the table takes, but for those
+    that were deleted.
     """
-    table = FakeDynamo([*faults, *[NONE] * (10_000 if forever else 0)], invalid=refused)
-    house = House(table, Shelf(broken=lambda key: int(key.split("/")[2].split("-")[0]) in broken))
-    records = [record(n, aggregate(line_of(*entry) for entry in entries)) for n, entries in enumerate(containers)]
+    table = FakeDynamo([*faults, *[NONE] * (10_000 if forever else 0)], look_faults=look_faults, invalid=refused)
+    before, between = buried
+    table.bury(*map(str, before))
+    table.before_look = lambda: table.bury(*map(str, between))
+    house = House(table, Shelf(broken=lambda key: int(key.split("/")[2].split("-")[0].split(".")[0]) in broken))
+    stream: list[tuple[list[tuple[int, str]], bytes]] = []
+    for how, entries in batch:
+        groups = [[entry] for entry in entries] if how == "raw" else [entries]
+        stream += zip(groups, travelling(how, entries), strict=True)
+    records = [record(number, data) for number, (_, data) in enumerate(stream)]
+    damaged = [data for how, entries in batch if how == "damaged" for data in travelling(how, entries)]
 
     reported = house.process(*records, seconds=seconds)
 
     line = house.log[0]
-    assert line["Posts"] == sum(map(len, containers))
-    assert line["Posts"] == sum(counts(line)[1:])
-    done = len(containers) if reported is None else int(reported)
+    assert line["Posts"] == sum(len(entries) for entries, _ in stream) + len(damaged)
+    assert line["Posts"] == sum(counts(line)[1:]) + line["Deleted"]
+    done = len(records) if reported is None else int(reported)
     assert (reported is None) == (line["Unwritten"] == 0)
-    for number, entries in enumerate(containers[:done]):
+    for number, (entries, data) in enumerate(stream[:done]):
+        assert data not in damaged or data in house.shelf.payloads
         for post_id, text in entries:
-            newer = [text for entries in containers[number:] for key, text in entries if key == post_id]
+            newer = [text for entries, _ in stream[number:] for key, text in entries if key == post_id]
             kept_aside = line_of(post_id, text) in house.shelf.payloads
-            in_table = house.messages.get(str(post_id)) in newer
+            in_table = house.messages.get(str(post_id)) in newer or post_id in before | between
             assert {"broken": kept_aside, "refused": kept_aside or in_table}.get(text, in_table)
 
     healed = House(FakeDynamo(invalid=refused))
-    healed.table.items.update(table.items)
+    healed.table.everything.update(table.everything)
+    healed.table.bury(*map(str, between))
     assert healed.process(*records[done:]) is None
-    model = {str(key): text for entries in containers for key, text in entries if text not in {"refused", "broken"}}
+    model = {
+        str(key): text
+        for entries, _ in stream
+        for key, text in entries
+        if text not in {"refused", "broken"} and key not in before | between
+    }
     assert healed.messages == model
 
 
@@ -475,15 +581,15 @@ class TestAsAProcess:
                 AWS_SECRET_ACCESS_KEY="local",
             )
             client = connect_reader(**location)
-            stored = {item["Message"]["S"] for item in client.scan(TableName=TABLE)["Items"]}
+            stored = {plain(item)["Message"] for item in client.scan(TableName=TABLE)["Items"]}
             client.close()
 
         assert run.stderr == ""
         *log, response = map(json.loads, run.stdout.splitlines())
         assert response == {"batchItemFailures": []}
-        assert [counts(line) for line in log] == [(7, 4, 1, 2, 0)] * 2
+        assert [counts(line) for line in log] == [(8, 5, 1, 2, 0)] * 2
         assert {line["FunctionName"] for line in log} == {"stack-DDBEventProcessor"}
-        assert stored == {"おはよう、世界", "水車小屋の朝 & 川の音", "小麦を二袋", "Second thoughts <3 😀"}
+        assert stored == {"おはよう、世界", "水車小屋の朝 & 川の音", "小麦を二袋", "Second thoughts <3 😀", "lost"}
         assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 2
 
     def test_a_missing_setting_is_the_last_line_of_its_error(self) -> None:

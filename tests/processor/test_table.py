@@ -1,24 +1,20 @@
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
-from botocore.exceptions import EndpointConnectionError, NoCredentialsError, NoRegionError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from processor.items import Item, Shape, item_of
+from processor.dynamodb import connect
+from processor.items import TOMBSTONE_PREFIX, Item
 from processor.table import (
     BACKOFF_BASE_SECONDS,
     BACKOFF_LIMIT_SECONDS,
+    TOMBSTONE_SECONDS,
     Client,
+    Outcome,
     TableError,
-    TableReader,
     TableWriter,
-    connect_reader,
-    connect_writer,
 )
 from tests.processor.fake_dynamodb import (
     HALF,
@@ -30,16 +26,22 @@ from tests.processor.fake_dynamodb import (
     Clock,
     FakeDynamo,
     Inline,
+    environ_of,
     served_by_moto,
 )
 
 THROTTLED = "ProvisionedThroughputExceededException"
-NOW = datetime(2026, 11, 23, 14, 30, tzinfo=UTC)
 
 
 def items_of(count: int, text: str = "x") -> dict[str, Item]:
     """So many small items by their key."""
-    return {str(number): {"Id": {"S": str(number)}, "Message": {"S": text}} for number in range(count)}
+    return {str(number): {"Id": str(number), "Message": text} for number in range(count)}
+
+
+def done(outcome: Outcome) -> tuple[int, str | None]:
+    """What was the matter with a write that stored all."""
+    assert (outcome.unwritten, outcome.refused, outcome.deleted) == (frozenset(), {}, frozenset())
+    return outcome.retried, outcome.fault
 
 
 def writer(table: Client, clock: Clock | None = None, chance: Callable[[float, float], float] = max) -> TableWriter:
@@ -57,13 +59,13 @@ class TestWriting:
 
         assert table.items == items_of(60)
         assert [len(batch) for batch in table.batches] == [25, 25, 10]
-        assert outcome == (frozenset(), {}, 0, None)
+        assert done(outcome) == (0, None)
 
     def test_nothing_to_store_asks_nothing(self) -> None:
         """Without items there is no call."""
         table = FakeDynamo()
 
-        assert writer(table).write({}, deadline=2_000) == (frozenset(), {}, 0, None)
+        assert done(writer(table).write({}, deadline=2_000)) == (0, None)
         assert not table.batches
 
     @pytest.mark.parametrize("character", ["x", "あ", "\x01", "😀"])
@@ -74,7 +76,7 @@ class TestWriting:
 
         outcome = writer(table).write(items_of(30, text), deadline=2_000)
 
-        assert outcome == (frozenset(), {}, 0, None)
+        assert done(outcome) == (0, None)
         assert len(table.items) == 30
 
     def test_what_was_left_out_is_sent_again_packed_together(self) -> None:
@@ -85,15 +87,15 @@ class TestWriting:
 
         assert table.items == items_of(50)
         assert [len(batch) for batch in table.batches] == [25, 25, 25, 1]
-        assert outcome == (frozenset(), {}, 26, "UnprocessedItems")
+        assert done(outcome) == (26, "UnprocessedItems")
 
     @pytest.mark.parametrize(
         ("fault", "name"),
         [
             (THROTTLED, THROTTLED),
             ("InternalServerError", "InternalServerError"),
-            (LOST, "ReadTimeoutError"),
-            (UNREACHABLE, "ConnectTimeoutError"),
+            (LOST, "TimeoutError"),
+            (UNREACHABLE, "ConnectionRefusedError"),
         ],
     )
     def test_a_failed_call_is_sent_again(self, fault: str, name: str) -> None:
@@ -103,7 +105,7 @@ class TestWriting:
         outcome = writer(table).write(items_of(3), deadline=2_000)
 
         assert table.items == items_of(3)
-        assert outcome == (frozenset(), {}, 6, name)
+        assert done(outcome) == (6, name)
 
     def test_pauses_double_up_to_a_limit_with_full_jitter(self) -> None:
         """Each pause is drawn between nothing and twice the last one's most, never above the limit."""
@@ -146,7 +148,7 @@ class TestWriting:
 
     def test_one_invalid_item_does_not_fail_its_neighbours(self) -> None:
         """A refused batch is sent one by one; only the culprit is refused, with DynamoDB's reason."""
-        table = FakeDynamo(invalid=lambda item: item["Id"]["S"] == "7")
+        table = FakeDynamo(invalid=lambda item: str(item["Id"]) == "7")
         items = items_of(30)
 
         outcome = writer(table).write(items, deadline=2_000)
@@ -159,7 +161,7 @@ class TestWriting:
 
     def test_a_suspect_that_is_throttled_stays_alone(self) -> None:
         """A throttle while a refused batch is taken apart does not put the culprit back among others."""
-        table = FakeDynamo([STORED, THROTTLED, NONE], invalid=lambda item: item["Id"]["S"] == "1")
+        table = FakeDynamo([STORED, THROTTLED, NONE], invalid=lambda item: str(item["Id"]) == "1")
 
         outcome = writer(table).write(items_of(3), deadline=2_000)
 
@@ -195,100 +197,136 @@ class TestWriting:
     @settings(deadline=None)
     @given(
         faults=st.lists(st.sampled_from([STORED, HALF, NONE, LOST, UNREACHABLE, THROTTLED, "ValidationException"])),
+        look_faults=st.lists(st.sampled_from([STORED, HALF, NONE, LOST, UNREACHABLE, THROTTLED])),
+        buried=st.sets(st.integers(0, 79)),
         count=st.integers(0, 80),
         invalid=st.sets(st.integers(0, 79)),
         seconds=st.floats(0, 5),
     )
     def test_what_is_named_nowhere_is_stored(
-        self, faults: list[str], count: int, invalid: set[int], seconds: float
+        self,
+        faults: list[str],
+        look_faults: list[str],
+        buried: set[int],
+        count: int,
+        invalid: set[int],
+        seconds: float,
     ) -> None:
-        """Under any pattern of failures each item is stored, or named as unwritten, or as refused."""
+        """Under any pattern of failures each item is stored, or named as unwritten, as refused, or as deleted."""
         clock = Clock()
-        table = FakeDynamo(faults, invalid=lambda item: int(item["Id"]["S"]) in invalid, clock=clock, seconds=0.1)
+        table = FakeDynamo(
+            faults,
+            look_faults=look_faults,
+            invalid=lambda item: int(str(item["Id"])) in invalid,
+            clock=clock,
+            seconds=0.1,
+        )
+        table.bury(*map(str, buried))
         items = items_of(count)
 
         outcome = writer(table, clock).write(items, deadline=clock.now + seconds)
 
         assert not outcome.unwritten & outcome.refused.keys()
-        assert set(items) - outcome.unwritten - outcome.refused.keys() <= set(table.items)
+        assert not outcome.deleted & (outcome.unwritten | outcome.refused.keys())
+        assert outcome.deleted <= {str(number) for number in buried}
+        stored = set(items) - outcome.unwritten - outcome.refused.keys() - outcome.deleted
+        assert stored <= set(table.items)
+        assert not {str(number) for number in buried} & stored
+        assert not outcome.deleted & set(table.items)
         assert not {str(number) for number in invalid} & set(table.items)
 
 
-@pytest.fixture(scope="module")
-def location() -> Iterator[dict[str, str]]:
-    """Where a DynamoDB made by moto answers."""
-    with served_by_moto() as place:
-        yield place
+class TestTombstones:
+    def test_what_was_deleted_is_taken_out_again(self) -> None:
+        """Each look asks for up to 100 tombstones; what has one is deleted, and named."""
+        table = FakeDynamo()
+        table.bury("3", "140")
+
+        outcome = writer(table).write(items_of(150), deadline=2_000)
+
+        assert outcome.deleted == {"3", "140"}
+        assert set(table.items) == set(items_of(150)) - {"3", "140"}
+        assert [len(keys) for keys in table.looks] == [100, 50]
+        assert outcome.units == 152
+
+    def test_only_what_was_put_is_looked_for(self) -> None:
+        """An item that was refused or not stored needs no look."""
+        table = FakeDynamo(invalid=lambda item: item["Id"] == "1")
+
+        writer(table).write(items_of(3), deadline=2_000)
+
+        assert [sorted(keys) for keys in table.looks] == [[TOMBSTONE_PREFIX + "0", TOMBSTONE_PREFIX + "2"]]
+
+    def test_a_throttled_look_is_repeated(self) -> None:
+        """Keys that were not read, throttles and lost answers are asked for again."""
+        table = FakeDynamo(look_faults=[HALF, THROTTLED, LOST])
+        table.bury("0")
+
+        outcome = writer(table).write(items_of(4), deadline=2_000)
+
+        assert outcome.deleted == {"0"}
+        assert outcome.unwritten == frozenset()
+        assert [len(keys) for keys in table.looks] == [4, 2, 2, 2]
+
+    def test_the_look_has_a_moment_after_the_deadline(self) -> None:
+        """What was stored at the last moment is looked at; a look that does not end in time leaves it unwritten."""
+        clock = Clock()
+        table = FakeDynamo(clock=clock, seconds=1.0)
+        assert writer(table, clock).write(items_of(1), deadline=clock.now + 0.5).unwritten == frozenset()
+
+        table = FakeDynamo(clock=clock, seconds=0.6 + TOMBSTONE_SECONDS)
+        assert writer(table, clock).write(items_of(1), deadline=clock.now + 0.5).unwritten == {"0"}
+
+    def test_items_are_put_and_deleted_without_a_look(self) -> None:
+        """What the console asks for is done as it is, through throttles."""
+        table = FakeDynamo([THROTTLED, HALF, NONE, HALF])
+
+        assert writer(table).put(items_of(3), deadline=2_000) == frozenset()
+        assert writer(table).delete(["0", "2", "7"], deadline=2_000) == frozenset()
+
+        assert set(table.items) == {"1"}
+        assert not table.looks
+
+    def test_what_was_not_done_in_time_is_named(self) -> None:
+        """A table that is throttled for ever leaves its keys."""
+        assert writer(FakeDynamo([NONE] * 1_000)).put(items_of(2), deadline=1_005) == {"0", "1"}
+        assert writer(FakeDynamo([NONE] * 1_000)).delete(["0"], deadline=1_005) == {"0"}
+
+    def test_an_item_that_cannot_be_put_is_an_error(self) -> None:
+        """The console makes its items itself: one that is refused is told in the words of the table."""
+        with pytest.raises(TableError, match=f"^table {TABLE}: ValidationException"):
+            writer(FakeDynamo(invalid=lambda _: True)).put(items_of(1), deadline=2_000)
 
 
-def post(number: int, at: datetime, **fields: Any) -> Item:
-    """An item as the Lambda makes it."""
-    data = {"id": str(number), "text": f"投稿 {number}", "created_at": at.isoformat(), "author_id": "42", **fields}
-    return item_of(json.dumps({"data": data, "matching_rules": [{"tag": "mill"}]}).encode(), 0, Shape())
+class TestRealTable:
+    """The client itself, against moto's DynamoDB."""
 
+    def test_only_the_bad_item_is_refused_and_the_deleted_one_taken_out(self) -> None:
+        """A real ValidationException, of an empty index key, is isolated; a tombstone is found among others."""
+        items: dict[str, Item] = {
+            str(number): {"Id": str(number), "SortId": str(number), "AuthorId": "42"} for number in range(130)
+        }
+        items["7"]["AuthorId"] = ""
+        with served_by_moto("writing") as location, ThreadPoolExecutor(8) as pool:
+            client = connect(environ_of(location))
+            table = TableWriter("writing", lambda: client, pool)
+            table.put({"deleted#129": {"Id": "deleted#129"}}, deadline=float("inf"))
+            outcome = table.write(items, deadline=float("inf"))
+            again = table.write({"8": items["8"]}, deadline=float("inf"))
+            left = table.delete(["8"], deadline=float("inf"))
+            client.close()
 
-class TestRealClient:
-    """boto3 itself, against moto's DynamoDB."""
-
-    def test_items_written_are_the_items_read(self, location: dict[str, str]) -> None:
-        """Through boto3, with its body encoded by us, each item arrives as it is, and the indexes know it."""
-        # The first two are of the hour to come: the clock of X is before ours.
-        posts = {str(number): post(number, NOW - timedelta(minutes=4 * number - 36)) for number in range(1, 41)}
-        writing: Any = connect_writer(**location)
-        reading = connect_reader(**location)
-
-        with ThreadPoolExecutor(8) as pool:
-            outcome = TableWriter(TABLE, lambda: writing, pool).write(posts, deadline=float("inf"))
-            reader = TableReader(TABLE, lambda: reading, pool)
-            newest = reader.newest(30, NOW, hours=48, shards=4)
-            of_author = reader.of_author("42", 10)
-            of_all = reader.newest_of_all(2)
-            found, missing = reader.get("40"), reader.get("41")
-        writing.close()
-        reading.close()
-
-        assert outcome == (frozenset(), {}, 0, None)
-        assert newest == list(posts.values())[:30]
-        assert of_author == [posts[str(number)] for number in range(40, 30, -1)]
-        assert of_all == [posts["1"], posts["2"]]
-        assert (found, missing) == (posts["40"], None)
-
-    def test_dynamodb_itself_refuses_only_the_bad_item(self, location: dict[str, str]) -> None:
-        """A real ValidationException, of an empty index key, is isolated."""
-        good, bad = post(201, NOW), post(202, NOW)
-        bad["AuthorId"] = {"S": ""}
-        client: Any = connect_writer(**location)
-
-        with ThreadPoolExecutor(8) as pool:
-            outcome = TableWriter(TABLE, lambda: client, pool).write({"201": good, "202": bad}, deadline=float("inf"))
-        client.close()
-
-        assert list(outcome.refused) == ["202"]
+        assert list(outcome.refused) == ["7"]
+        assert outcome.deleted == {"129"}
         assert not outcome.unwritten
+        assert outcome.units > 0
+        assert done(again) == (0, None)
+        assert left == frozenset()
 
-    def test_a_missing_table_is_told_in_one_line(self, location: dict[str, str]) -> None:
-        """A reader turns the API's error into a line that names the table and the way out."""
-        client = connect_reader(**location)
-        reader = TableReader("elsewhere", lambda: client, Inline())
-
-        with pytest.raises(TableError, match=r"^table elsewhere: there is no such table[^\n]*$"):
-            reader.get("1")
-        client.close()
-
-
-@pytest.mark.parametrize(
-    ("error", "words"),
-    [
-        (NoRegionError(), "set AWS_REGION"),
-        (EndpointConnectionError(endpoint_url="http://127.0.0.1:1"), "nothing answers there"),
-        (NoCredentialsError(), "AWS_PROFILE"),
-    ],
-)
-def test_what_boto3_finds_out_by_itself_is_told_with_the_way_out(error: Exception, words: str) -> None:
-    """Region, credentials or network missing: one line that names the setting, before anything is asked."""
-
-    def connect() -> Any:
-        raise error
-
-    with pytest.raises(TableError, match=f"^table {TABLE}: .*{words}"):
-        TableReader(TABLE, connect, Inline())
+    def test_a_missing_table_is_told_in_one_line(self) -> None:
+        """The API's own error becomes a line that names the table and the way out."""
+        with served_by_moto("other") as location:
+            client = connect(environ_of(location))
+            with pytest.raises(TableError, match=r"^table elsewhere: there is no such table[^\n]*$"):
+                TableWriter("elsewhere", lambda: client, Inline()).write(items_of(1), deadline=float("inf"))
+            client.close()

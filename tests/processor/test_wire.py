@@ -1,5 +1,6 @@
 import base64
 from hashlib import md5
+from random import Random
 from typing import Any
 
 import pytest
@@ -41,6 +42,11 @@ def sealed(records: list[tuple[str, bytes]]) -> bytes:
 def enveloped(message: bytes) -> bytes:
     """Any message under the right magic and digest."""
     return MAGIC + message + md5(message, usedforsecurity=False).digest()
+
+
+def flipped(data: bytes, bit: int) -> bytes:
+    """The same bytes with one bit changed."""
+    return bytes(byte ^ (1 << bit % 8) if place == bit // 8 else byte for place, byte in enumerate(data))
 
 
 def lambda_record(data: bytes) -> dict[str, Any]:
@@ -209,6 +215,19 @@ class TestCompression:
         records, damage = decode(bytes(frame))
         assert damage or [record.data for record in records] == [b"x" * 50, b"y" * 50]
 
+    def test_a_cut_frame_gives_what_can_be_unpacked(self) -> None:
+        """Records in blocks before the cut are there: zstd makes a block of 128 KiB at most."""
+        rng = Random(7)
+        aggregate = Aggregate()
+        for _ in range(300):
+            aggregate.add(b"author", rng.randbytes(1_000))
+        frame = compress(aggregate.seal())
+        whole = decode(frame).records
+        records, damage = decode(frame[: len(frame) * 2 // 3])
+        assert damage is not None
+        assert len(records) > 100
+        assert records == whole[: len(records)]
+
     def test_a_frame_that_would_fill_the_memory_is_not_unpacked(self) -> None:
         """The size that a frame claims is looked at before anything is unpacked."""
         # A zstd header that claims 2^40 bytes: magic, descriptor (one segment, eight bytes of size), size.
@@ -217,53 +236,79 @@ class TestCompression:
 
 
 class TestDamage:
-    def test_every_truncation_is_noticed(self) -> None:
-        """Wherever a container is cut, it is handed on raw, with the reason if its magic is whole."""
+    def test_every_truncation_is_noticed_and_loses_no_whole_record(self) -> None:
+        """Wherever a container is cut, that is told, and the records before the cut are there."""
         whole = sealed(THREE_POSTS)
-        for length in range(len(whole)):
+        ends = [whole.index(data) + len(data) for _, data in THREE_POSTS[:2]] + [len(whole) - DIGEST_BYTES]
+        for length in range(len(MAGIC), len(whole)):
             decoded = decode(whole[:length])
-            assert [UserRecord(whole[:length])] == decoded.records
-            assert (length >= len(MAGIC)) == (decoded.damage is not None)
+            assert decoded.damage is not None
+            before = [
+                UserRecord(data, key) for (key, data), end in zip(THREE_POSTS, ends, strict=True) if end <= length
+            ]
+            assert decoded.records[: len(before)] == before
+            # What is left of the digest may look like a record; it is never a post.
+            assert all(not record.data.startswith(b"{") for record in decoded.records[len(before) :])
 
-    def test_every_flipped_bit_is_noticed(self) -> None:
-        """No single wrong bit yields a post that was never sent."""
+    def test_a_cut_magic_is_a_raw_record(self) -> None:
+        """Without its whole magic nothing claims to be a container."""
+        for length in range(len(MAGIC)):
+            assert decode(MAGIC[:length]) == ([UserRecord(MAGIC[:length])], None)
+
+    def test_every_flipped_bit_is_noticed_and_costs_one_record_at_most(self) -> None:
+        """A wrong bit in a record's data or in the digest is told, and leaves the other records as they are."""
         whole = sealed(THREE_POSTS)
-        for bit in range(len(whole) * 8):
-            flipped = bytearray(whole)
-            flipped[bit // 8] ^= 1 << bit % 8
-            decoded = decode(bytes(flipped))
-            assert [UserRecord(bytes(flipped))] == decoded.records
-            assert (bit >= len(MAGIC) * 8) == (decoded.damage is not None)
+        for number, (_, data) in enumerate(THREE_POSTS[:2]):
+            start = whole.index(data)
+            others = [UserRecord(data, key) for index, (key, data) in enumerate(THREE_POSTS) if index != number]
+            for bit in range(start * 8, (start + len(data)) * 8):
+                decoded = decode(flipped(whole, bit))
+                assert decoded.damage == "the digest does not fit the content"
+                assert [record for index, record in enumerate(decoded.records) if index != number] == others
+        for bit in range(len(MAGIC) * 8, len(whole) * 8):
+            assert decode(flipped(whole, bit)).damage is not None
+        for bit in range((len(whole) - DIGEST_BYTES) * 8, len(whole) * 8):
+            assert decode(flipped(whole, bit)).records == [UserRecord(data, key) for key, data in THREE_POSTS]
 
-    @settings(deadline=None)
-    @given(st.binary(max_size=200))
-    def test_a_right_digest_over_any_message_never_raises(self, message: bytes) -> None:
-        """Whatever a foreign producer sealed, it is either read or handed on raw with a reason."""
-        data = enveloped(message)
-        decoded = decode(data)
-
-        assert decoded.damage is None or decoded.records == [UserRecord(data)]
-
-    @pytest.mark.parametrize(
-        ("message", "words"),
-        [
-            (b"\x0a\x05ab", "longer than the message"),
-            (b"\x0a", "index out of range"),
-            (b"\x0a\x80", "index out of range"),
-            (b"\x08" + b"\xff" * 10, "64 bits"),
-            (b"\x0b", "wire type 3"),
-            (b"\x0a\x01\xff", "utf-8"),
-            (b"\x0a\x01k\x1a\x04\x08\x01\x1a\x00", "index out of range"),
-            (b"\x0a\x01k\x1a\x06\x08\x00\x10\x00\x1a\x00", "index out of range"),
-            (b"\x0a\x01k\x1a\x02\x08\x00", "lacks"),
-            (b"\x0a\x01k\x1a\x02\x1a\x00", "lacks"),
-        ],
-    )
-    def test_a_sealed_message_that_is_wrong_says_why(self, message: bytes, words: str) -> None:
-        """A container whose digest fits but whose structure does not is handed on raw, with the reason."""
+    def test_a_bad_member_does_not_take_the_others_with_it(self) -> None:
+        """Where AWS's library drops all that follows a malformed member, here only that member is missing."""
+        good = [b"\x1a\x06\x08\x00\x1a\x02" + name for name in (b"n1", b"n2", b"n3")]
+        message = b"\x0a\x01k" + good[0] + b"\x1a\x04\x08\x00\x1a\x63" + good[1] + b"\x1a\x02\x08\x00" + good[2]
         decoded = decode(enveloped(message))
 
-        assert [UserRecord(enveloped(message))] == decoded.records
+        assert decoded.records == [UserRecord(name, "k") for name in (b"n1", b"n2", b"n3")]
+        assert decoded.damage == "a field is longer than the message"
+
+    @settings(deadline=None)
+    @given(st.binary(max_size=200), st.booleans())
+    def test_any_message_is_read_without_an_exception(self, message: bytes, right: bool) -> None:
+        """Whatever a foreign producer made, under a right digest or a wrong one, is read or told."""
+        data = enveloped(message) if right else MAGIC + message + bytes(DIGEST_BYTES)
+        assert right or decode(data).damage is not None
+
+    @pytest.mark.parametrize(
+        ("message", "words", "records"),
+        [
+            (b"\x0a\x05ab", "longer than the message", []),
+            (b"\x0a", "index out of range", []),
+            (b"\x0a\x80", "index out of range", []),
+            (b"\x08" + b"\xff" * 10, "64 bits", []),
+            (b"\x0b", "wire type 3", []),
+            (b"\x0a\x01\xff\x1a\x06\x08\x00\x1a\x02hi", "utf-8", [UserRecord(b"hi", "\ufffd")]),
+            (b"\x0a\x01k\x1a\x06\x08\x01\x1a\x02hi", "its place", [UserRecord(b"hi")]),
+            (b"\x0a\x01k\x1a\x06\x08\x00\x10\x00\x1a\x00", "its place", [UserRecord(b"")]),
+            (b"\x0a\x01k\x1a\x02\x08\x00", "lacks its data", []),
+            (b"\x0a\x01k\x1a\x02\x1a\x00", "lacks its partition key", [UserRecord(b"")]),
+            (b"\x0a\x01k\x1a\x00", "lacks its data", []),
+        ],
+    )
+    def test_a_sealed_message_that_is_wrong_says_why(
+        self, message: bytes, words: str, records: list[UserRecord]
+    ) -> None:
+        """A container whose digest fits but whose structure does not tells why, and has all data that is whole."""
+        decoded = decode(enveloped(message))
+
+        assert decoded.records == records
         assert words in (decoded.damage or "")
 
     def test_an_empty_container_holds_nothing(self) -> None:
