@@ -9,6 +9,7 @@ key is out of order, and the daemon's own counts agreed at every look.
 import asyncio
 import errno
 import io
+import json
 import shutil
 import signal
 import sys
@@ -20,7 +21,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-import boto3
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
@@ -32,16 +32,20 @@ from local.pipeline import CREDENTIALS, STREAM, TABLE, Pipeline
 from local.processes import ProcessError
 from local.reconcile import Reconciliation
 from processor.__main__ import main as look
+from processor.wire import MAGIC
 
 LOOK_SECONDS = 0.5
 # Without a terminal: a line now and then instead of a picture.
 LINE_SECONDS = 2.0
 LINE_COLUMNS = 120
 NEWEST = 5
+# Some other producer's: no JSON, no UTF-8, no post, and a container of the aggregated format that is cut short.
+BAD_RECORDS = (b"this is no post", b"\xff\xfe\x00", b'{"data": {"text": "a post without an id"}}', MAGIC + b"\x0a\x02k")
 # What goes wrong, as a share of the run; an endless run begins anew every half minute.
 TROUBLES = (
     (0.25, "X drops the connection", lambda p: p.fault_at_x("fin")),
     (0.45, "X sends only keep-alives for 2 s", lambda p: p.fault_at_x("silence", seconds=2)),
+    (0.55, "records that no table can hold come into Kinesis", lambda p: p.put_into_kinesis(BAD_RECORDS)),
     (0.65, "shard 0 is throttled for 3 s", lambda p: p.fault_at_kinesis("throttle_shard", shard=0, seconds=3)),
 )
 ROUND_SECONDS = 30.0
@@ -148,9 +152,14 @@ async def run(environ: Mapping[str, str], console: Console) -> int:
         await view.look(pipeline, LOOK_SECONDS)
         code = await pipeline.daemon.stop()
         result = await pipeline.reconcile()
-        newest = await asyncio.to_thread(_newest, pipeline, console.width)
-    _report(console, view, result, newest)
+        answers = await asyncio.to_thread(_answers, pipeline, console.width)
+    kept = pipeline.quarantined()
+    _report(console, view, result, len(kept), answers)
     faults = [view.unbalanced] if view.unbalanced else []
+    if sorted(kept) != sorted(pipeline.put_in):
+        faults.append(
+            f"the quarantine holds {len(kept)} records, and not those {len(pipeline.put_in)} that belong there"
+        )
     if code != 0:
         faults.append(f"the daemon ended with exit code {code}: {pipeline.daemon.last_words()}")
     if not result.ok or faults:
@@ -207,25 +216,26 @@ def _troubles(seconds: float, start: float) -> list[tuple[float, str, Callable[[
     return [(start + share * seconds, text, act) for share, text, act in TROUBLES]
 
 
-def _newest(pipeline: Pipeline, columns: int) -> str:
-    """The newest items, as the processor's console shows them on a terminal."""
+def _answers(pipeline: Pipeline, columns: int) -> list[tuple[str, str]]:
+    """Ask the processor's console as an operator would; return each command with what it shows on a terminal."""
 
-    def connect() -> Any:
-        return boto3.client(
-            "dynamodb",
-            endpoint_url=pipeline.table.url,
-            region_name=CREDENTIALS["AWS_REGION"],
-            aws_access_key_id=CREDENTIALS["AWS_ACCESS_KEY_ID"],
-            aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
-        )
+    def ask(*command: str, columns: int | None = columns) -> str:
+        output = io.StringIO()
+        environ = {"TABLE": TABLE, "AWS_ENDPOINT_URL_DYNAMODB": pipeline.table.url, **CREDENTIALS}
+        look(command, environ, output=output, errors=output, columns=columns)
+        return output.getvalue().rstrip()
 
-    output = io.StringIO()
-    command = ["latest", "-n", str(NEWEST), "--table", TABLE]
-    look(command, {}, output=output, errors=output, columns=columns, connect=connect)
-    return output.getvalue().rstrip()
+    shown = ("-n", str(NEWEST))
+    commands: list[tuple[str, ...]] = [("latest", *shown)]
+    posts = [json.loads(line) for line in ask("latest", *shown, columns=None).splitlines() if line.startswith("{")]
+    commands += [("author", post["AuthorId"], *shown) for post in posts if "AuthorId" in post][:1]
+    commands += [("rule", tag, *shown) for post in posts for tag in post.get("RuleTags", ())][:1]
+    return [(f"python -m processor {' '.join(command)}", ask(*command)) for command in commands]
 
 
-def _report(console: Console, view: View, result: Reconciliation, newest: str) -> None:
+def _report(
+    console: Console, view: View, result: Reconciliation, quarantined: int, answers: list[tuple[str, str]]
+) -> None:
     total = {name: f"{view.totals[name]:>9,.0f}" for name in ("received", "delivered")}
     console.print()
     for line in result.summary().splitlines():
@@ -236,8 +246,10 @@ def _report(console: Console, view: View, result: Reconciliation, newest: str) -
         if name == "sent":
             console.print(f"received      {total['received']}", highlight=False)
             console.print(f"delivered     {total['delivered']}", highlight=False)
-    console.print("\nThe newest in the table:")
-    console.print(newest, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"quarantined   {quarantined:>9,}, what another producer sent", highlight=False)
+    for command, answer in answers:
+        console.print(f"\n$ {command}", style="bold", markup=False, highlight=False, soft_wrap=True)
+        console.print(answer, markup=False, highlight=False, soft_wrap=True)
     console.print(f"\n{FOR_REAL}", markup=False, highlight=False)
 
 

@@ -7,8 +7,10 @@ The demo and the integration tests drive it. Ports are chosen by the system; wha
 """
 
 import asyncio
+import base64
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -74,6 +76,7 @@ class Pipeline:
         self._settings = settings or {}
         self._connects = connects
         self._with_table = table
+        self.put_in: list[bytes] = []
         self._stack = AsyncExitStack()
         # Nothing of the caller's AWS or Millrace settings may reach the children.
         self._base = {
@@ -136,6 +139,13 @@ class Pipeline:
     async def fault_at_kinesis(self, kind: str, **parameters: Any) -> None:
         """Have Kinesis fail: see `local.kinesis.faults`."""
         await self._post(f"{self.kinesis.url}/admin/faults", {"kind": kind, **parameters})
+
+    async def put_into_kinesis(self, records: Sequence[bytes]) -> None:
+        """Put records into the stream beside the daemon, as another producer would."""
+        async with self._client("kinesis", self.kinesis.url) as kinesis:
+            for number, record in enumerate(records):
+                await kinesis.put_record(StreamName=STREAM, PartitionKey=f"other-{number}", Data=record)
+                self.put_in.append(record)
 
     async def stop_posts(self) -> None:
         """Let no more posts fall due."""
@@ -208,18 +218,27 @@ class Pipeline:
         if not self._with_table:
             lines = [line.data for shard in shards for data in shard.records for line in decode(data).records]
             return reconcile(sent, shards, {post_id_of(line) or "" for line in lines}, {})
-        client = AioSession().create_client(
-            "dynamodb",
-            endpoint_url=self.table.url,
+        async with self._client("dynamodb", self.table.url) as dynamodb:
+            ids = await fetch_table_ids(dynamodb, TABLE)
+        return reconcile(sent, shards, ids, read_quarantine(self.failures / "quarantine"))
+
+    def quarantined(self) -> list[bytes]:
+        """What the function has put aside."""
+        return [
+            base64.b64decode(json.loads(path.read_text(encoding="utf-8"))["data"])
+            for path in (self.failures / "quarantine").rglob("*.json")
+        ]
+
+    # Its parts
+
+    def _client(self, service: str, url: str) -> Any:
+        return AioSession().create_client(
+            service,
+            endpoint_url=url,
             region_name=CREDENTIALS["AWS_REGION"],
             aws_access_key_id=CREDENTIALS["AWS_ACCESS_KEY_ID"],
             aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
         )
-        async with client as dynamodb:
-            ids = await fetch_table_ids(dynamodb, TABLE)
-        return reconcile(sent, shards, ids, read_quarantine(self.failures / "quarantine"))
-
-    # Its parts
 
     def _process(self, name: str, *arguments: str, environment: Mapping[str, str] | None = None) -> Process:
         return Process(name, list(arguments), environment or self._base, self.directory)

@@ -264,3 +264,6 @@ async def test_the_demo_ends_well() -> None:
     assert code == 0, text
     assert re.search(r"lost +0\n", text)
     assert re.search(r"out of order +0\n", text)
+    assert re.search(r"quarantined +4, ", text)
+    for command in ("latest -n 5", r"author \d+ -n 5", "rule [^\n]+ -n 5"):
+        assert re.search(rf"\$ python -m processor {command}\n20[^\n]+  \S", text), text
