@@ -37,9 +37,10 @@ from typing import Any, TextIO
 from botocore.exceptions import BotoCoreError, ClientError
 
 from processor import dynamodb, tombstones
-from processor.failures import connect_bucket, store_at
+from processor.failures import connect_bucket
 from processor.handler import SettingsError, shape_from, whole_number
 from processor.items import Item, Shape
+from processor.places import place_at
 from processor.reader import TableReader, connect_reader, location_of
 from processor.redrive import DELETED, NOT_NOW, PRESENT, STORED, UNSTORABLE, Redrive
 from processor.screen import line_of
@@ -156,10 +157,10 @@ class Console:
         if not place:
             raise SettingsError("no place is named: name a bucket as s3://NAME or a directory, or set QUARANTINE")
         location = location_of(self._environ, "s3")
-        store = store_at(place, lambda: self._open(connect_bucket(**location)))
+        failures = place_at(place, lambda: self._open(connect_bucket(**location)))
         counts: Counter[str] = Counter()
         kept = 0
-        for result in Redrive(store, self._client(), self._table, self._shape, self._pool).run():
+        for result in Redrive(failures, self._client(), self._table, self._shape, self._pool).run():
             counts.update(result.counts)
             if result.reason is not None:
                 kept += 1

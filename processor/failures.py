@@ -60,19 +60,6 @@ class Store(Protocol):
         """Store or overwrite; when it returns, the object is complete."""
 
 
-class Place(Store, Protocol):
-    """A store whose objects can be found again."""
-
-    def keys(self) -> list[str]:
-        """Return the keys of all objects."""
-
-    def get(self, key: str) -> bytes:
-        """Return an object."""
-
-    def remove(self, key: str) -> None:
-        """Take an object away."""
-
-
 class Directory:
     """A directory on this machine. A reader never sees half a file: it is renamed when it is whole."""
 
@@ -90,21 +77,6 @@ class Directory:
             os.fsync(file.fileno())
         unfinished.replace(path)
 
-    def keys(self) -> list[str]:
-        """List the files below; OSError says why it cannot be."""
-        if not self._root.is_dir():
-            raise FileNotFoundError(f"there is no directory {self._root}")
-        files = (path for path in self._root.rglob("*") if path.is_file() and path.suffix != ".tmp")
-        return [path.relative_to(self._root).as_posix() for path in files]
-
-    def get(self, key: str) -> bytes:
-        """Read the file."""
-        return (self._root / key).read_bytes()
-
-    def remove(self, key: str) -> None:
-        """Delete the file."""
-        (self._root / key).unlink()
-
 
 class Bucket:
     """A bucket of S3, below a prefix. The client is made at the first failure: most functions never see one."""
@@ -118,28 +90,10 @@ class Bucket:
 
     def put(self, key: str, body: bytes) -> None:
         """Upload; raises what boto3 raises."""
-        place = {"Bucket": self._name, "Key": self._prefix + key}
-        self._connected().put_object(**place, Body=body, ContentType="application/json")
-
-    def keys(self) -> list[str]:
-        """List the objects below the prefix; raises what boto3 raises."""
-        pages = self._connected().get_paginator("list_objects_v2").paginate(Bucket=self._name, Prefix=self._prefix)
-        return [entry["Key"].removeprefix(self._prefix) for page in pages for entry in page.get("Contents", ())]
-
-    def get(self, key: str) -> bytes:
-        """Download; raises what boto3 raises."""
-        body: bytes = self._connected().get_object(Bucket=self._name, Key=self._prefix + key)["Body"].read()
-        return body
-
-    def remove(self, key: str) -> None:
-        """Delete; raises what boto3 raises."""
-        self._connected().delete_object(Bucket=self._name, Key=self._prefix + key)
-
-    def _connected(self) -> Any:
         # Making a client is not safe in two threads at once; using it is.
         with self._lock:
             self._client = self._client or self._connect()
-        return self._client
+        self._client.put_object(Bucket=self._name, Key=self._prefix + key, Body=body, ContentType="application/json")
 
 
 def connect_bucket(**location: Any) -> Any:
@@ -155,13 +109,13 @@ def connect_bucket(**location: Any) -> Any:
     return boto3.client("s3", config=config, **location)
 
 
-def store_at(place: str, connect: Callable[[], Any] = connect_bucket) -> Place:
+def store_at(place: str) -> Store:
     """Return the store that QUARANTINE names: `s3://bucket/prefix`, or else a directory."""
     if not place.startswith("s3://"):
         return Directory(Path(place))
     name, _, prefix = place.removeprefix("s3://").partition("/")
     prefix = prefix.strip("/")
-    return Bucket(name, f"{prefix}/" if prefix else "", connect)
+    return Bucket(name, f"{prefix}/" if prefix else "", connect_bucket)
 
 
 class Quarantine:

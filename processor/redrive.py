@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 from botocore.exceptions import ClientError
 
 from processor import wire
-from processor.failures import Place
 from processor.items import TOMBSTONE_PREFIX, Item, Shape, UnstorableError, item_of, to_json
+from processor.places import Place
 from processor.reader import asking
 from processor.table import HOPELESS, INVALID
 

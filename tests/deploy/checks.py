@@ -338,7 +338,6 @@ NEEDED = {
 }
 # What others do in the name of a role: Lambda reads the stream, finds the bucket, writes the log; ECS starts the task.
 LAMBDA_LOGS = {"logs:CreateLogStream", "logs:PutLogEvents"}
-LAMBDA_TOMBSTONES = {"dynamodb:BatchGetItem"}
 LAMBDA_MAPPING = {
     "kinesis:DescribeStream",
     "kinesis:DescribeStreamSummary",
@@ -373,7 +372,7 @@ def permission_faults(document: Document) -> list[str]:
     stack = render(document, **FULL)
     inline = document["Resources"]["Cleanup"]["Properties"]["Code"]["ZipFile"]
     needed = {
-        "DDBEventProcessorPolicy": _permissions(lambda_sources()) | LAMBDA_TOMBSTONES | LAMBDA_MAPPING | LAMBDA_LOGS,
+        "DDBEventProcessorPolicy": _permissions(lambda_sources()) | LAMBDA_MAPPING | LAMBDA_LOGS,
         "CleanupPolicy": _permissions([inline]) | LAMBDA_LOGS,
         "StreamClientPolicy": _permissions([(ROOT / "service/kinesis.py").read_text(encoding="utf-8")])
         | CLIENT_PROMISED,
@@ -413,8 +412,6 @@ def lambda_sources() -> list[str]:
 def calls(source: str) -> set[str]:
     """Return the operations of AWS that a program names, as `service:Operation`; methods and names of operations."""
     tree = ast.parse(source)
-    # The console's part of the table's file runs with the rights of whoever asks.
-    tree.body = [node for node in tree.body if not (isinstance(node, ast.ClassDef) and node.name == "TableReader")]
     names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and "_" in node.attr}
     names |= {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     return {operation for name in names if (operation := OPERATIONS.get(name))}

@@ -158,31 +158,6 @@ def test_a_bucket_keeps_objects_below_its_prefix(location: dict[str, str]) -> No
     assert len(clients) == 2
 
 
-def test_a_place_gives_back_what_it_keeps(tmp_path: Path, location: dict[str, str]) -> None:
-    """A bucket and a directory alike list, return and remove objects by their keys."""
-    clients: list[Any] = []
-
-    def connect() -> Any:
-        clients.append(connect_bucket(**location))
-        return clients[-1]
-
-    for place in (Directory(tmp_path / "place"), Bucket("stack-failures", "elsewhere/", connect)):
-        place.put("a/1.json", b"one")
-        place.put("b/2.json", b"two")
-        assert sorted(place.keys()) == ["a/1.json", "b/2.json"]
-        assert place.get("b/2.json") == b"two"
-        place.remove("b/2.json")
-        assert place.keys() == ["a/1.json"]
-    for client in clients:
-        client.close()
-
-
-def test_a_directory_that_is_not_there_is_told(tmp_path: Path) -> None:
-    """Nothing to list is another thing than nowhere to look."""
-    with pytest.raises(FileNotFoundError, match="there is no directory"):
-        Directory(tmp_path / "nowhere").keys()
-
-
 @pytest.mark.parametrize(
     ("place", "name", "prefix"),
     [

@@ -13,6 +13,7 @@ from local.batches import Batch, GivenUp, Source, failure_record, lambda_record
 from processor import failures
 from processor.failures import Directory, Quarantine
 from processor.items import Shape, item_of
+from processor.places import FailureDirectory
 from processor.reader import connect_reader, plain
 from processor.redrive import Redrive, Redriven
 from processor.table import TableError
@@ -82,7 +83,7 @@ class House:
         self.directory = directory
 
     def run(self) -> list[Redriven]:
-        return list(Redrive(Directory(self.directory), self.client, TABLE, Shape(), Inline()).run())
+        return list(Redrive(FailureDirectory(self.directory), self.client, TABLE, Shape(), Inline()).run())
 
     def counts(self) -> Counter[str]:
         return sum((result.counts for result in self.run()), Counter())
