@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo bench test audit format dashboards lock clean
+.PHONY: help setup setup-dev demo bench test deploy undeploy named quickstart audit format dashboards lock clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -41,6 +41,19 @@ test: setup-dev ## lint, types and all tests
 	$(BIN)/mypy
 	$(BIN)/pytest
 
+# PARAMETERS="ShardCount=2 AlarmEmail=me@example.org": those of deploy/template.yaml; what is not given stays as it is.
+deploy: setup named ## make the stack STACK, or change it, and say what comes next
+	@$(BIN)/python -m deploy up $(STACK) $(PARAMETERS)
+
+undeploy: setup named ## delete the stack STACK and all that belongs to it
+	@$(BIN)/python -m deploy down $(STACK)
+
+named:
+	@test -n "$(STACK)" || { echo "Name the stack: make deploy STACK=millrace"; exit 2; }
+
+quickstart: setup ## quickstart.json: the stack as one file with the code inside, for the CloudFormation console
+	@$(BIN)/python -m deploy quickstart quickstart.json
+
 # Some 35 s to install, once: checkov pins what the daemon has newer.
 audit: setup-dev .audit/stamp ## the template against the rules of checkov and AWS Control Tower
 	$(BIN)/python -m deploy.audit .audit
@@ -71,4 +84,4 @@ lock: ## write requirements/*.txt anew from pyproject.toml
 	  --no-annotate --no-header --quiet -o requirements/guard.txt
 
 clean: ## remove what the targets above made
-	rm -rf $(VENV) .audit .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) quickstart.json .audit .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis

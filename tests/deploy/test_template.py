@@ -78,6 +78,11 @@ class TestParameters:
             *(f"{name}.AlarmDescription" for name in alarms),
         }
 
+    def test_runbook_is_that_of_the_other_alerts(self) -> None:
+        """The alarms of the stack and the alerts of Prometheus lead to one document."""
+        alerts = (TEMPLATE.parent / "prometheus" / "alerts.yml").read_text(encoding="utf-8")
+        assert set(re.findall(r"runbook_url: (\S+)#", alerts)) == {DOCUMENT["Parameters"]["RunbookUrl"]["Default"]}
+
     @pytest.mark.parametrize(
         ("name", "good", "bad"),
         [

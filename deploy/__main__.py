@@ -1,0 +1,141 @@
+"""
+Deploys the stack and deletes it. `make deploy` and `make undeploy` call this.
+
+    python -m deploy up STACK [Parameter=Value ...]     make the stack, or change it; parameters keep their values
+    python -m deploy down STACK                         delete it, and the code that was uploaded for it
+    python -m deploy quickstart FILE                    write a template with the code inside, for the console
+
+Credentials and region are botocore's own: AWS_PROFILE, AWS_REGION, ...
+
+Exit codes: 0; 1 something failed, said in one line; 2 the command is not usable.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from deploy.bucket import BucketError, CodeBucket
+from deploy.package import package
+from deploy.quickstart import QuickstartError, quickstart
+from deploy.stack import Stack, StackError
+from local.template import TEMPLATE, load
+
+WAYS_OUT = {
+    "NoCredentialsError": "there are no credentials: set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "NoRegionError": "there is no region: set AWS_REGION",
+    "ExpiredToken": "the credentials are out of date",
+    "InvalidClientTokenId": "the credentials are not valid",
+    "SignatureDoesNotMatch": "the secret key is wrong, or this machine's clock is",
+}
+
+
+def up(name: str, parameters: Mapping[str, str], session: Any, template: str, say: Callable[[str], None]) -> None:
+    """Upload code and template, make or change the stack, and say what to do next."""
+    stack = Stack(name, session.client("cloudformation"), say=say)
+    bucket = _bucket(name, session)
+    bucket.make()
+    code, text = package(), template.encode()
+    # A new key is what makes CloudFormation take new code.
+    code_key = bucket.put(f"{sha256(code).hexdigest()[:16]}.zip", code)
+    template_key = bucket.put(f"{sha256(text).hexdigest()[:16]}.yaml", text)
+    own = {"ArtifactBucket": bucket.name, "ArtifactKey": code_key}
+    say(f"deploying {name} in {session.region_name}")
+    stack.deploy(bucket.url(template_key), load().document["Parameters"], {**parameters, **own})
+    bucket.keep_only({code_key, template_key})
+    for line in next_steps(name, stack.outputs()):
+        say(line)
+
+
+def down(name: str, session: Any, say: Callable[[str], None]) -> None:
+    """Delete the stack and what was uploaded for it."""
+    stack = Stack(name, session.client("cloudformation"), say=say)
+    stack.delete()
+    bucket = _bucket(name, session)
+    gone = bucket.remove()
+    say(f"{name} is gone" + ("" if gone else f"; {bucket.name} stays for other stacks"))
+
+
+def next_steps(name: str, outputs: Mapping[str, str]) -> list[str]:
+    """Return the outputs of the stack, and the commands that come next."""
+    lines = ["", *(f"  {key:<20} {value}" for key, value in outputs.items()), "", "Next:"]
+    if "ProducerService" in outputs:
+        lines += [f"  aws logs tail /millrace/{name} --follow", "    what the daemon says; it runs already"]
+    else:
+        if "CredentialsCommand" in outputs:
+            lines += [f"  {outputs['CredentialsCommand']}", "    shows the first four variables of the daemon"]
+        else:
+            lines += [
+                f"  export AWS_REGION={outputs.get('Region')} MILLRACE_STREAM={outputs.get('StreamName')}",
+                f"    with credentials of a role that has {outputs.get('ClientPolicyArn')}",
+            ]
+        lines += [
+            "  export MILLRACE_BEARER_TOKEN=... MILLRACE_RULES=...",
+            "  .venv/bin/python -m service check",
+            "  .venv/bin/python -m service",
+        ]
+    return [
+        *lines,
+        f"  .venv/bin/python -m processor --stack {name} latest",
+        f"  make undeploy STACK={name}",
+        "    deletes all of it again",
+    ]
+
+
+def main(arguments: Sequence[str], *, session: Any = None, template: str | None = None) -> int:
+    """Run one command and return the exit code; a session or template of your own replace the usual ones."""
+    try:
+        match list(arguments):
+            case ["up", name, *pairs] if all("=" in pair for pair in pairs):
+                parameters = dict(pair.split("=", 1) for pair in pairs)
+                text = TEMPLATE.read_text(encoding="utf-8") if template is None else template
+                up(name, parameters, session or _session(), text, _say)
+            case ["down", name]:
+                down(name, session or _session(), _say)
+            case ["quickstart", file]:
+                Path(file).write_text(quickstart(), encoding="utf-8")
+            case _:
+                print((__doc__ or "").strip(), file=sys.stderr)
+                return 2
+    except (StackError, BucketError, QuickstartError, OSError) as error:
+        return _failed(str(error))
+    except ClientError as error:
+        code = error.response["Error"]["Code"]
+        return _failed(f"{WAYS_OUT.get(code, 'AWS refuses')} ({' '.join(str(error).split())})")
+    except BotoCoreError as error:
+        return _failed(WAYS_OUT.get(type(error).__name__, " ".join(str(error).split())))
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _failed(text: str) -> int:
+    print(f"deploy: {text}", file=sys.stderr)
+    return 1
+
+
+def _session() -> Any:
+    # boto3 itself reads the region from AWS_DEFAULT_REGION only; every other SDK, and this project, knows AWS_REGION.
+    return boto3.Session(region_name=os.environ.get("AWS_REGION") or None)
+
+
+def _bucket(name: str, session: Any) -> CodeBucket:
+    account = session.client("sts").get_caller_identity()["Account"]
+    # Version 4 makes it name the bucket's region in its address: a new bucket is not known elsewhere yet.
+    return CodeBucket(session.client("s3", config=Config(signature_version="s3v4")), account, name)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        # CloudFormation goes on by itself.
+        sys.exit(130)

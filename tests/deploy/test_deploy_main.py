@@ -1,0 +1,129 @@
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError, NoCredentialsError, NoRegionError
+
+from deploy.__main__ import main, next_steps
+from deploy.package import package
+from tests.deploy.emulator import LocalSession, as_text, for_moto, moto
+
+TEMPLATE = as_text(for_moto())
+
+
+@pytest.fixture
+def session() -> Iterator[LocalSession]:
+    """An empty AWS."""
+    with moto() as session:
+        yield session
+
+
+class Broken:
+    """A session in which nothing works, always in the same way."""
+
+    region_name = "eu-west-1"
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def client(self, *_: str, **__: Any) -> Any:
+        raise self.error
+
+
+def test_stack_comes_up_and_goes_down(session: LocalSession, capsys: pytest.CaptureFixture[str]) -> None:
+    """One command makes bucket, code and stack and says what comes next; one command takes all of it away."""
+    assert main(["up", "mill", "Monitoring=false", "FunctionMemory=1769"], session=session, template=TEMPLATE) == 0
+    said = capsys.readouterr().out
+    assert "  .venv/bin/python -m processor --stack mill latest\n" in said
+    assert "  make undeploy STACK=mill\n" in said
+    function = session.client("lambda").get_function(FunctionName="mill-DDBEventProcessor")["Configuration"]
+    assert function["MemorySize"] == 1769
+    assert function["CodeSize"] == len(package())
+    s3 = session.client("s3")
+    (bucket,) = [
+        bucket["Name"] for bucket in s3.list_buckets()["Buckets"] if bucket["Name"].startswith("millrace-code")
+    ]
+    assert len(s3.list_objects_v2(Bucket=bucket)["Contents"]) == 2
+
+    assert main(["down", "mill"], session=session) == 0
+    assert capsys.readouterr().out.endswith("mill is gone\n")
+    assert s3.list_buckets()["Buckets"] == []
+    assert session.client("dynamodb").list_tables()["TableNames"] == []
+
+
+def test_change_leaves_only_the_new_code(session: LocalSession, capsys: pytest.CaptureFixture[str]) -> None:
+    """What an older deployment uploaded goes when a newer one has succeeded."""
+    # moto looks at no condition when it changes a stack, so it gets what has none.
+    document = for_moto()
+    for section in ("Resources", "Outputs"):
+        document[section] = {name: one for name, one in document[section].items() if "Condition" not in one}
+    assert main(["up", "mill"], session=session, template=as_text(document)) == 0
+    assert main(["up", "mill", "BatchSize=7"], session=session, template=as_text(document) + " ") == 0
+    (mapping,) = session.client("lambda").list_event_source_mappings()["EventSourceMappings"]
+    assert mapping["BatchSize"] == 7
+    s3 = session.client("s3")
+    bucket = f"millrace-code-123456789012-{session.region_name}"
+    assert len(s3.list_objects_v2(Bucket=bucket)["Contents"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (NoCredentialsError(), "there are no credentials: set AWS_PROFILE"),
+        (NoRegionError(), "there is no region: set AWS_REGION"),
+        (ClientError({"Error": {"Code": "ExpiredToken", "Message": "x"}}, "GetCallerIdentity"), "out of date"),
+        (ClientError({"Error": {"Code": "AccessDenied", "Message": "may not"}}, "CreateStack"), "AWS refuses"),
+    ],
+)
+@pytest.mark.parametrize("command", ["up", "down"])
+def test_trouble_with_aws_is_one_line(
+    command: str, error: Exception, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever AWS or botocore says is one line with the way out where it is known, and exit code 1."""
+    assert main([command, "mill"], session=Broken(error)) == 1
+    said = capsys.readouterr().err
+    assert text in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [[], ["up"], ["up", "mill", "ShardCount"], ["down", "mill", "more"], ["help"]])
+def test_wrong_command_is_explained(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Anything but a command is answered with all of them."""
+    assert main(arguments) == 2
+    assert "python -m deploy up STACK" in capsys.readouterr().err
+
+
+def test_wrong_name_is_one_line(session: LocalSession, capsys: pytest.CaptureFixture[str]) -> None:
+    """A name that no stack can have is told before anything is made."""
+    assert main(["up", "my_stack"], session=session) == 1
+    assert "at most 46" in capsys.readouterr().err
+    assert session.client("s3").list_buckets()["Buckets"] == []
+
+
+def test_quickstart_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The template for the console goes into the file that is named; a file that cannot be is told."""
+    assert main(["quickstart", str(tmp_path / "quickstart.json")]) == 0
+    assert (tmp_path / "quickstart.json").read_text(encoding="utf-8").startswith('{"AWSTemplateFormatVersion"')
+    assert main(["quickstart", str(tmp_path / "no" / "where")]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+class TestNextSteps:
+    def test_client_gets_its_credentials(self) -> None:
+        """Where there is a client, the command that shows its secret comes first; the secret itself never."""
+        steps = next_steps("mill", {"TableName": "mill-EventData", "CredentialsCommand": "aws secretsmanager ..."})
+        assert steps[steps.index("Next:") + 1] == "  aws secretsmanager ..."
+        assert any("service check" in line for line in steps)
+
+    def test_service_needs_no_daemon(self) -> None:
+        """Where the daemon is a service, it is looked at instead of started."""
+        steps = next_steps("mill", {"ProducerService": "service", "CredentialsCommand": "aws secretsmanager ..."})
+        assert "  aws logs tail /millrace/mill --follow" in steps
+        assert not any("python -m service" in line for line in steps)
+
+    def test_role_needs_no_credentials(self) -> None:
+        """Without a client, the daemon runs with what it has."""
+        steps = next_steps("mill", {"TableName": "mill-EventData"})
+        assert any("service check" in line for line in steps)
+        assert not any("secretsmanager" in line for line in steps)

@@ -1,0 +1,154 @@
+import base64
+import json
+import lzma
+import os
+import re
+import subprocess
+import sys
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+import boto3
+import pytest
+from cfnlint.api import lint_file
+from cfnlint.config import ManualArgs
+
+from deploy.package import CODE
+from deploy.quickstart import FUNCTION, LEFT_OUT, MOST_BYTES, bare, modules, quickstart
+from local.table import create_table, dynamodb
+from local.template import Template, load
+from tests.deploy.rendering import CODE as ARTIFACT
+from tests.deploy.rendering import DOCUMENT, combinations, symbol
+
+TEXT = quickstart()
+QUICK: dict[str, Any] = json.loads(TEXT)
+INLINE: str = QUICK["Resources"][FUNCTION]["Properties"]["Code"]["ZipFile"]
+
+
+def packed() -> bytes:
+    """Return the zip inside the code."""
+    (text,) = re.findall(r'^packed = "(.+)"$', INLINE, re.MULTILINE)
+    return lzma.decompress(base64.b85decode(text))
+
+
+def test_it_fits_into_the_console() -> None:
+    """CloudFormation takes 51,200 bytes without a bucket, and 4 MB of code inside."""
+    assert len(TEXT.encode()) < MOST_BYTES == 51_200
+
+
+def test_it_needs_nothing_that_is_elsewhere() -> None:
+    """Every parameter has a default, so that it can be pasted and created at once, in any region."""
+    assert all("Default" in spec for spec in QUICK["Parameters"].values())
+    assert not ARTIFACT.keys() & QUICK["Parameters"].keys()
+
+
+def test_cfn_lint_has_nothing_to_say(tmp_path: Path) -> None:
+    """The linter finds nothing in any region."""
+    path = tmp_path / "quickstart.json"
+    path.write_text(TEXT, encoding="utf-8")
+    assert lint_file(path, config=ManualArgs(include_checks=["I"], regions=["ALL_REGIONS"])) == []
+
+
+def test_it_is_the_template_but_for_what_it_leaves_out() -> None:
+    """All of it is the template's, but for the code, the service and the form of the dashboard."""
+    for section in ("Parameters", "Rules", "Conditions", "Resources", "Outputs"):
+        expected = {name: value for name, value in DOCUMENT[section].items() if not LEFT_OUT.fullmatch(name)}
+        found = dict(QUICK[section])
+        if section == "Resources":
+            for name in (FUNCTION, "Dashboard", "Cleanup"):
+                expected.pop(name)
+                found.pop(name)
+        assert found == expected
+    before, after = (dict(document["Resources"][FUNCTION]["Properties"]) for document in (DOCUMENT, QUICK))
+    assert {name for name in before if before[name] != after[name]} == {"Code", "Handler"}
+
+
+def test_dashboard_shows_the_same() -> None:
+    """The dashboard has all widgets but the service's."""
+    body = json.loads(QUICK["Resources"]["Dashboard"]["Properties"]["DashboardBody"]["Fn::Sub"])
+    original = DOCUMENT["Resources"]["Dashboard"]["Properties"]["DashboardBody"]["Fn::Sub"][0]
+    assert len(body["widgets"]) == original.count('"type":')
+
+
+@pytest.mark.parametrize("module", modules())
+def test_code_is_that_of_the_processor(module: str) -> None:
+    """Each module in it is the processor's as it is now, without comments, docstrings and annotations of functions."""
+    with ZipFile(BytesIO(packed())) as archive:
+        inside = archive.read(f"processor/{module}.py").decode()
+    assert inside == bare((CODE / f"{module}.py").read_text(encoding="utf-8"))
+
+
+def test_bare_program_is_the_same_program() -> None:
+    """What is taken out is nothing that runs; what a class is made of stays."""
+    source = (
+        '"""Module."""\n# a\nclass A(NamedTuple):\n    """Class."""\n    a: int\n\n'
+        '    def f(self, x: int = 1) -> int:\n        """Method."""\n        return x\n\n'
+        'class B:\n    """Only this."""\n'
+    )
+    assert bare(source) == (
+        "class A(NamedTuple):\n    a: int\n\n    def f(self, x=1):\n        return x\n\nclass B:\n    pass"
+    )
+
+
+def test_code_carries_a_post_into_the_table(tmp_path: Path) -> None:
+    """Started as Lambda does it, as module index in an empty folder, the code inside stores a post."""
+    template = load()
+    post = {"data": {"id": "1234567890123456789", "text": "水車", "author_id": "7"}}
+    record = {
+        "eventID": "shardId-000000000000:1",
+        "eventSourceARN": "arn:aws:kinesis:us-east-1:123456789012:stream/s",
+        "kinesis": {
+            "sequenceNumber": "1",
+            "partitionKey": "7",
+            "approximateArrivalTimestamp": 1_700_000_000.0,
+            "data": base64.b64encode(json.dumps(post).encode()).decode(),
+        },
+    }
+    (tmp_path / "index.py").write_text(INLINE, encoding="utf-8")
+    call = (
+        "import index, json, sys, types\n"
+        "context = types.SimpleNamespace(aws_request_id='r', get_remaining_time_in_millis=lambda: 20_000)\n"
+        "print(json.dumps(index.handle(json.loads(sys.argv[1]), context)))"
+    )
+    with dynamodb() as url:
+        table = create_table(url, template, "mill")
+        environment = {
+            "TABLE": table,
+            "QUARANTINE": str(tmp_path / "quarantine"),
+            "AWS_ENDPOINT_URL_DYNAMODB": url,
+            "AWS_REGION": "us-east-1",
+            "AWS_ACCESS_KEY_ID": "local",
+            "AWS_SECRET_ACCESS_KEY": "local",
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+            "TMPDIR": str(tmp_path),
+        }
+        command = [sys.executable, "-c", call, json.dumps({"Records": [record]})]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=30
+        )
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout.splitlines()[-1]) == {"batchItemFailures": []}
+        client = boto3.client(
+            "dynamodb",
+            endpoint_url=url,
+            region_name="us-east-1",
+            aws_access_key_id="local",
+            aws_secret_access_key="local",
+        )
+        item = client.get_item(TableName=table, Key={"Id": {"S": "1234567890123456789"}})["Item"]
+    assert item["Message"] == {"S": "水車"}
+    assert (tmp_path / "processor.zip").is_file()
+
+
+def test_every_combination_of_conditions_is_whole() -> None:
+    """Whatever is switched on or off, nothing refers to what was left out."""
+    for parameters in combinations(QUICK):
+        given = {name: value for name, value in parameters.items() if name in QUICK["Parameters"]}
+        template = Template(QUICK, given)
+        assert template.resolve(template.resources(), symbol)
+        for output in QUICK["Outputs"].values():
+            if "Condition" not in output or template.resolve({"Condition": output["Condition"]}, symbol):
+                assert template.resolve(output["Value"], symbol)
