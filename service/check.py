@@ -5,12 +5,22 @@ Commands that only ask.
 not connected.
 """
 
+import asyncio
+import os
 import random
 import sys
 import time
 from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from shutil import disk_usage
+from tempfile import TemporaryFile
+
+import aiohttp
 
 from service.config import Settings
+from service.core.limits import MIB
+from service.core.reconnect import Reason
 from service.core.rules import Changes
 from service.kinesis import Kinesis, KinesisError
 from service.rules import Rules, RulesError, RulesUnavailableError
@@ -19,27 +29,147 @@ from service.state import StateFile
 from service.stream import TokenError
 from service.watch import describe
 
+# A clock that is further off than this is wrong, whatever the way to the server took.
+CLOCK_TOLERANCE_SECONDS = 60.0
+ANSWER_SECONDS = 10.0
+# What a disk takes at once, written and made safe.
+DISK_TEST_BYTES = MIB
+SLOW_DISK_SECONDS = 1.0
+
+
+class Report:
+    """Prints a line for each thing that was tried; `failures` counts those that did not go well."""
+
+    def __init__(self) -> None:
+        self.failures = 0
+
+    def well(self, what: str, words: str) -> None:
+        """Say that something is as it should be."""
+        print(f"{what:<14} ok: {words}")
+
+    def bad(self, what: str, words: str) -> None:
+        """Say in one line what is wrong, and the way out."""
+        self.failures += 1
+        print(f"{what:<14} {words}")
+
 
 async def check(settings: Settings, environ: Mapping[str, str]) -> int:
-    """Try configuration, Kinesis and X, print a line for each, and return the exit code."""
-    failures = 0
-    print("configuration  ok")
+    """
+    Try all that `run` needs, print a line for each, and return the exit code; nothing is carried or changed.
+
+    What a line stands on must be well: without credentials nothing is said of the stream.
+    """
+    report = Report()
+    report.well("configuration", f"source {settings.source}, stream {settings.stream}")
+    await asyncio.to_thread(check_disk, settings.journal, settings.journal_limit, report)
+    clock_url = await _check_kinesis(settings, environ.get("AWS_REGION") or None, report)
+    if settings.source != "stdin":
+        await _check_x(settings, report)
+        clock_url = settings.x_url
+    if clock_url:
+        await check_clock(clock_url, report)
+    return 1 if report.failures else 0
+
+
+def check_disk(journal: Path | None, limit: int, report: Report) -> None:
+    """Try whether a journal of so many bytes finds room in the directory, and can be written; it is not made."""
+    if journal is None:
+        report.well("disk", "MILLRACE_JOURNAL is off; what waits in memory is lost when the process ends")
+        return
+    place = next(path for path in (journal.absolute(), *journal.absolute().parents) if path.exists())
+    way_out = "mend its permissions, or point MILLRACE_JOURNAL to another directory"
     try:
-        async with Kinesis(settings.stream, region=environ.get("AWS_REGION") or None) as kinesis:
+        free = disk_usage(place).free + sum(file.stat().st_size for file in journal.glob("journal.db*"))
+        started = time.perf_counter()
+        with TemporaryFile(dir=place) as file:
+            file.write(bytes(DISK_TEST_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        seconds = time.perf_counter() - started
+    except OSError as error:
+        report.bad("disk", f"MILLRACE_JOURNAL: {place} cannot be written: {error.strerror}; {way_out}")
+        return
+    if free < limit:
+        words = f"{free / MIB:,.0f} MiB are free for {journal}, and MILLRACE_JOURNAL_LIMIT is {limit / MIB:,.0f} MiB"
+        report.bad("disk", f"{words}; make room, or lower the limit")
+    elif seconds > SLOW_DISK_SECONDS:
+        report.bad("disk", f"{place} took {seconds:.1f} s for a write of 1 MiB; use a faster disk for MILLRACE_JOURNAL")
+    else:
+        report.well("disk", f"{free / MIB:,.0f} MiB for {journal}, 1 MiB written in {seconds * 1000:.0f} ms")
+
+
+async def _check_kinesis(settings: Settings, region: str | None, report: Report) -> str:
+    """Try credentials, stream and permissions; return the URL that was asked, "" without credentials."""
+    what = "credentials"
+    url = ""
+    try:
+        async with Kinesis(settings.stream, region=region) as kinesis:
+            url = kinesis.url
+            report.well(what, f"AWS has some to ask {url}")
+            what = "stream"
             facts = await kinesis.facts()
             shards = await kinesis.shards()
-            await kinesis.probe()
-        print(f"kinesis        ok: {facts.name}, {facts.status}, {facts.mode}, {len(shards)} open shards")
+            words = f"{facts.name}, {facts.status}, {facts.mode}, {len(shards)} open shards"
+            report.well(what, words + (", which do not keep order (AUTO)" if facts.ignores_keys else ""))
+            what = "permissions"
+            was_tried = await kinesis.probe()
+            report.well(what, "records may be put" if was_tried else "not tried: this is not AWS")
     except KinesisError as error:
-        failures += 1
-        print(f"kinesis        {error}")
-    if settings.source != "stdin":
-        try:
-            print(f"x              ok: {await _ask_x(settings)}")
-        except (TokenError, RulesError, RulesUnavailableError) as error:
-            failures += 1
-            print(f"x              {error}")
-    return 1 if failures else 0
+        report.bad(what, str(error))
+    return url
+
+
+async def _check_x(settings: Settings, report: Report) -> None:
+    """Try the token of X, and where there are rules, those."""
+    rng = random.Random()  # noqa: S311 - jitter, not secrets
+    try:
+        token = await bearer(settings, rng).get()
+    except TokenError as error:
+        report.bad("x token", str(error))
+        return
+    if settings.source != "filtered":
+        report.well("x token", f"there is one; whether it is good for {settings.source} shows when it connects")
+        return
+    try:
+        changes = await Rules(settings.x_url, rng).sync(token, wanted_rules(settings), apply=False)
+    except RulesUnavailableError as error:
+        is_token = error.verdict.reason is Reason.UNAUTHORIZED
+        report.bad("x token" if is_token else "x rules", str(error))
+        return
+    except RulesError as error:
+        report.well("x token", "X takes it")
+        for problem in error.problems:
+            report.bad("x rules", problem)
+        return
+    report.well("x token", "X takes it")
+    present = len(changes.keep) + len(changes.delete) + len(changes.replace)
+    if settings.rules:
+        report.well(
+            "x rules", f"{len(changes.keep)} of {len(settings.rules)} wanted rules are there; run makes the rest"
+        )
+    elif present:
+        report.well("x rules", f"none are wanted, so the {present} that X has are used")
+    else:
+        report.bad("x rules", "X has none, and a filtered stream needs one; set MILLRACE_RULES or MILLRACE_RULES_FILE")
+
+
+async def check_clock(url: str, report: Report) -> None:
+    """Compare the clock of this machine with that of a server, which any answer tells to the second."""
+    timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS)
+    try:
+        async with aiohttp.ClientSession(timeout=timeout, trust_env=True) as session:
+            asked = time.time()
+            async with session.head(url, allow_redirects=False) as response:
+                ahead = parsedate_to_datetime(response.headers["Date"]).timestamp() - (asked + time.time()) / 2
+    except (aiohttp.ClientError, OSError, KeyError, ValueError):
+        report.well("clock", f"not compared: {url} does not say the time")
+        return
+    if abs(ahead) > CLOCK_TOLERANCE_SECONDS:
+        words = f"this machine is {abs(ahead):,.0f} s {'behind' if ahead > 0 else 'ahead of'} {url}"
+        report.bad("clock", f"{words}; set it by NTP: AWS refuses signatures that are five minutes off")
+    else:
+        # Whole seconds on one side, and the way there and back.
+        report.well("clock", f"within {max(1.0, abs(ahead)):.0f} s of {url}")
 
 
 async def rules(settings: Settings, *, apply: bool, all_owners: bool) -> int:
@@ -88,17 +218,6 @@ def gaps(settings: Settings) -> int:
             f" {row['missed_estimate']:>8,} {row['backfilled']:>10,}  {row['reason']}"
         )
     return 0
-
-
-async def _ask_x(settings: Settings) -> str:
-    """Ask X for the token, and for the rules where there are any; say how it went."""
-    if settings.source != "filtered":
-        await bearer(settings, random.Random()).get()  # noqa: S311 - jitter, not secrets
-        return f"there is a token; whether it is good for {settings.source} shows when it connects"
-    changes = await _compare(settings, apply=False)
-    if not settings.rules:
-        return f"{len(changes.keep) + len(changes.delete)} rules are there"
-    return f"{len(changes.keep)} of {len(settings.rules)} wanted rules are there"
 
 
 async def _compare(settings: Settings, *, apply: bool, all_owners: bool = False) -> Changes:

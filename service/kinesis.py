@@ -274,9 +274,14 @@ class Kinesis:
             ignores_keys=summary.record_distribution_strategy == "AUTO",
         )
 
-    async def probe(self) -> None:
+    @property
+    def url(self) -> str:
+        """Where PutRecords goes, without what a user may have put before the host."""
+        return f"{urlsplit(self._requests['PutRecords']['url']).scheme}://{self._host}"
+
+    async def probe(self) -> bool:
         """
-        Check that records may be put, without putting one.
+        Check that records may be put, without putting one; returns whether that was tried.
 
         A dry run checks the permission and stores nothing, but a service that does not know the parameter takes the
         request for a real one. So the probe goes to hosts of AWS only and is skipped at any other endpoint: there are
@@ -287,12 +292,13 @@ class Kinesis:
             KinesisError: DENIED where records may not be put.
         """
         if not self._is_aws():
-            return
+            return False
         record = {"Data": "", "PartitionKey": "millrace-probe", "ExplicitHashKey": str(HASH_KEYS)}
         answer = await self._ask("PutRecords", {**self._stream, "Records": [record], "DryRun": True})
         allowed = {"DryRunOperationException", "InvalidArgumentException"}
         if isinstance(answer, RequestFailure) and answer.code not in allowed:
             raise KinesisError(answer.kind, answer.message)
+        return True
 
     async def _learn_requests(self, client: Any) -> None:
         """Have botocore make each request up to the point of sending, and keep what it made."""

@@ -392,7 +392,7 @@ class Metrics:
 
     def look(self) -> Look:
         """Give the figures of this moment as the live page wants them."""
-        buffer, inside = self._read_buffer(), self._read_inside()
+        buffer, inside, source = self._read_buffer(), self._read_inside(), self._read_source()
         requests = dict(self._requests.items())
         return Look(
             at=self._wall(),
@@ -412,7 +412,11 @@ class Metrics:
             signal_at=self._signal_at,
             received_at=self._received_at,
             reconnects=int(self._reconnects.total),
-            gap_seconds=self.gap_seconds,
+            gap_seconds=source.gap_seconds,
+            missed=source.posts_missed,
+            backfilled=source.posts_backfilled,
+            month_posts=source.month_posts,
+            month_budget=source.month_budget,
             requests=int(sum(requests.values())),
             retries=int(self._retries.value),
             failed_requests=int(sum(requests[kind.value] for kind in FailureKind)),

@@ -52,7 +52,6 @@ TESTED_ELSEWHERE = {
     "local/processes.py": PIPELINE,
     "processor/__main__.py": "tests/processor/test_console.py",
     "service/app.py": PIPELINE,
-    "service/check.py": PIPELINE,
     "service/source.py": "tests/service/test_source.py",
 }
 

@@ -42,6 +42,8 @@ class Look(NamedTuple):
         at: seconds since 1970.
         retry_at: when the source is tried again, 0 while it is connected; `signal_at` when it last gave a sign of life,
             `received_at` when the last post came: seconds since 1970, 0 for never.
+        missed: posts that X sent to nobody, by estimate; `backfilled` came after all.
+        month_posts: posts that came this month, of `month_budget`; 0 for no limit.
         billed_units: payload units of 25 KB; `billed_bytes` begun kilobytes.
         mode: how the stream is billed, PROVISIONED or ON_DEMAND; "" while that is not known.
         lag: from the writing of a post to its arrival; `delivery` from there to its confirmation.
@@ -65,6 +67,10 @@ class Look(NamedTuple):
     received_at: float
     reconnects: int
     gap_seconds: float
+    missed: int
+    backfilled: int
+    month_posts: int
+    month_budget: int
     requests: int
     retries: int
     failed_requests: int
@@ -228,6 +234,10 @@ class Board:
                 "received_at": look.received_at,
                 "reconnects": look.reconnects,
                 "gap_seconds": round(look.gap_seconds, 1),
+                "missed": look.missed,
+                "backfilled": look.backfilled,
+                "month_posts": look.month_posts,
+                "month_budget": look.month_budget,
             },
             "checks": {name: check._asdict() for name, check in look.checks.items()},
             "buffer": {

@@ -202,8 +202,11 @@ function drawFigures() {
 }
 
 function drawBar(name, bytes, limit) {
-  const share = limit ? Math.min(1, bytes / limit) : 0;
-  const words = limit ? `${size(bytes)} of ${size(limit)}` : "off";
+  drawMeter(name, bytes, limit, limit ? `${size(bytes)} of ${size(limit)}` : "off");
+}
+
+function drawMeter(name, value, limit, words) {
+  const share = limit ? Math.min(1, value / limit) : 0;
   const bar = at(`${name}-bar`);
   setText(name, words);
   bar.hidden = !limit;
@@ -227,6 +230,11 @@ function drawStream() {
   setText("retry", stream.retry_at ? (wait > 0.5 ? `in ${duration(Math.ceil(wait))}` : "now") : "–");
   setText("reconnects", whole.format(stream.reconnects));
   setText("gap", stream.gap_seconds ? duration(stream.gap_seconds) : "none");
+  setText("missed", whole.format(stream.missed));
+  setText("backfilled", whole.format(stream.backfilled));
+  at("month-rows").hidden = isInput;
+  const month = whole.format(stream.month_posts);
+  drawMeter("month", stream.month_posts, stream.month_budget, stream.month_budget ? `${month} of ${whole.format(stream.month_budget)}` : month);
 }
 
 // A young daemon has a short past: it fills the width too.

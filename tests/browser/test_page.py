@@ -98,7 +98,8 @@ def disconnect(daemon: Daemon) -> None:
     """Lose X, for a reason that an operator must mend."""
     flow(daemon)
     daemon.board.note(START, "X", "unauthorized: X answered 401: Unauthorized; check the token", "bad")
-    daemon.pass_time(20, 0, connected=False, checks=BROKEN, retry_at=START + 900, reconnects=3, gap_seconds=20.0)
+    lost = {"connected": False, "checks": BROKEN, "retry_at": START + 900, "reconnects": 3, "gap_seconds": 20.0}
+    daemon.pass_time(20, 0, **lost, missed=2000, month_posts=9500, month_budget=10_000)
 
 
 def catch_up(daemon: Daemon) -> None:
@@ -221,6 +222,8 @@ class TestStates:
         await says(page, "not open, for 80 s", "#stream-state")
         await says(page, "in 14 min", "#retry")
         await says(page, "20 s", "#gap")
+        await says(page, "2,000", "#missed")
+        await says(page, "9,500 of 10,000", "#month")
         assert await page.is_visible("#gap-key")
         (width,) = await page.eval_on_selector_all("#gaps rect", "found => found.map(r => r.getAttribute('width'))")
         assert float(width) == 20

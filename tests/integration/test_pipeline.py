@@ -195,11 +195,8 @@ async def test_check_and_rules_say_what_is_there(tmp_path: Path) -> None:
         environment = running.daemon_environment()
         code, output, _ = await run_service(environment, "check")
         assert code == 0, output
-        assert [line.split()[:2] for line in output.splitlines()] == [
-            ["configuration", "ok"],
-            ["kinesis", "ok:"],
-            ["x", "ok:"],
-        ]
+        names = ["configuration", "disk", "credentials", "stream", "permissions", "x token", "x rules", "clock"]
+        assert [line[:17] for line in output.splitlines()] == [f"{name:<14} ok" for name in names]
         other = environment | {"MILLRACE_RULES": "tea lang:en"}
         _, output, _ = await run_service(other, "rules")
         assert output.splitlines() == ["+ tea lang:en  [millrace:]", "- coffee  [millrace:]", "not made: add --apply"]

@@ -692,7 +692,7 @@ class TestProbe:
     async def test_allowed(self, server: Server, behind_proxy: Kinesis, code: str) -> None:
         """The probe is a dry run of a record that no Kinesis can place, so that nothing is ever stored."""
         server.tell(error(code))
-        await behind_proxy.probe()
+        assert await behind_proxy.probe()
         (seen,) = server.seen
         assert seen.url.startswith(f"http://kinesis.{REGION}.amazonaws.com")
         assert seen.document["DryRun"] is True
@@ -709,7 +709,7 @@ class TestProbe:
     async def test_custom_endpoint(self, server: Server, kinesis: Kinesis) -> None:
         """A stand-in, which may take a dry run for a real request, is not probed."""
         server.tell(stored())
-        await kinesis.probe()
+        assert not await kinesis.probe()
         assert not server.seen
 
 

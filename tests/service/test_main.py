@@ -131,13 +131,14 @@ def test_run_without_a_region() -> None:
 
 
 def test_check_tells_good_from_bad() -> None:
-    """A line for each thing that run needs, and code 1 if one of them is missing."""
-    code, out, err = millrace("check", environ=STDIN | NO_AWS)
+    """A line for each thing that run needs, as far as one stands on another, and code 1 if one of them is missing."""
+    code, out, err = millrace("check", environ=STDIN | NO_AWS | {"MILLRACE_JOURNAL": "off"})
     assert (code, err) == (1, "")
-    configuration, kinesis = out.splitlines()
-    assert configuration == "configuration  ok"
-    assert kinesis.startswith("kinesis        ")
-    assert "AWS_REGION" in kinesis
+    configuration, disk, credentials = out.splitlines()
+    assert configuration == "configuration  ok: source stdin, stream posts"
+    assert disk.startswith("disk           ok: MILLRACE_JOURNAL is off")
+    assert credentials.startswith("credentials    ")
+    assert "AWS_REGION" in credentials
 
 
 def test_rules_without_x() -> None:

@@ -1,0 +1,197 @@
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from email.utils import formatdate
+from pathlib import Path
+from time import time
+
+import pytest
+from aiohttp import web
+
+from local.kinesis.server import LocalKinesis
+from local.x_api.server import XApi
+from local.x_api.settings import Settings as XSettings
+from service.check import Report, check, check_clock, check_disk
+from service.config import load
+from service.core.limits import MIB
+
+TOKEN = "a-token"
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]) -> Callable[[], dict[str, str]]:
+    """Give what was printed since, by the name of the line."""
+
+    def read() -> dict[str, str]:
+        lines = capsys.readouterr().out.splitlines()
+        return {line[:14].strip(): line[15:] for line in lines}
+
+    return read
+
+
+@pytest.fixture(autouse=True)
+def _no_aws_of_the_machine() -> Iterator[None]:
+    """Let botocore find the credentials of the stand-in, and no others."""
+    before = dict(os.environ)
+    os.environ |= {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    }
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+async def run(x: XApi, stream: str = "posts", **settings: str) -> int:
+    """Check a daemon on the stand-ins."""
+    environ = {
+        "MILLRACE_STREAM": stream,
+        "MILLRACE_X_URL": x.url,
+        "MILLRACE_BEARER_TOKEN": TOKEN,
+        "MILLRACE_JOURNAL": "off",
+        **{f"MILLRACE_{name}": value for name, value in settings.items()},
+    }
+    async with LocalKinesis({"posts": 4}) as kinesis:
+        os.environ["AWS_ENDPOINT_URL_KINESIS"] = kinesis.url
+        return await check(load(environ), {"AWS_REGION": "us-east-1"})
+
+
+class TestAll:
+    async def test_well(self, said: Callable[[], dict[str, str]]) -> None:
+        """A line for each, in the order in which one stands on another, and exit code 0."""
+        async with XApi(settings=XSettings(tokens=(TOKEN,))) as x:
+            assert await run(x, RULES="coffee") == 0
+        lines = said()
+        names = ["configuration", "disk", "credentials", "stream", "permissions", "x token", "x rules", "clock"]
+        assert list(lines) == names
+        assert lines["configuration"] == "ok: source filtered, stream posts"
+        assert lines["stream"] == "ok: posts, ACTIVE, PROVISIONED, 4 open shards"
+        assert lines["permissions"] == "ok: not tried: this is not AWS"
+        assert lines["x token"] == "ok: X takes it"
+        assert lines["x rules"] == "ok: 0 of 1 wanted rules are there; run makes the rest"
+        assert lines["clock"].startswith("ok: within 1 s of http://127.0.0.1:")
+
+    async def test_no_such_stream(self, said: Callable[[], dict[str, str]]) -> None:
+        """It is named with the settings to look at, nothing is said of its permissions, and the rest is tried."""
+        async with XApi(settings=XSettings(tokens=(TOKEN,))) as x:
+            assert await run(x, stream="other", RULES="coffee") == 1
+        lines = said()
+        assert lines["stream"].startswith("There is no stream other in us-east-1: check MILLRACE_STREAM, AWS_REGION")
+        assert "permissions" not in lines
+        assert lines["x token"] == "ok: X takes it"
+
+    async def test_a_wrong_token(self, said: Callable[[], dict[str, str]]) -> None:
+        """X's refusal is the token's line, without the token; nothing is said of rules."""
+        async with XApi(settings=XSettings(tokens=("another",))) as x:
+            assert await run(x, RULES="coffee") == 1
+        lines = said()
+        assert "MILLRACE_BEARER_TOKEN" in lines["x token"]
+        assert "x rules" not in lines
+        assert TOKEN not in str(lines)
+
+    async def test_a_key_that_x_does_not_know(self, said: Callable[[], dict[str, str]]) -> None:
+        """So is what X says when it gives no token."""
+        async with XApi(settings=XSettings(tokens=(TOKEN,), keys="key:secret")) as x:
+            assert await run(x, BEARER_TOKEN="", API_KEY="key", API_KEY_SECRET="other") == 1
+        assert "x rules" not in said()
+
+    async def test_a_rule_that_x_refuses(self, said: Callable[[], dict[str, str]]) -> None:
+        """X's judgement of it is the line; the token is well."""
+        async with XApi(settings=XSettings(tokens=(TOKEN,))) as x:
+            assert await run(x, RULES="-is:retweet") == 1
+        lines = said()
+        assert lines["x token"] == "ok: X takes it"
+        assert lines["x rules"].startswith("X refuses the rule '-is:retweet'")
+
+    async def test_no_rules_at_all(self, said: Callable[[], dict[str, str]]) -> None:
+        """A filtered stream without a rule would never connect."""
+        async with XApi(settings=XSettings(tokens=(TOKEN,))) as x:
+            assert await run(x) == 1
+        assert said()["x rules"].startswith("X has none, and a filtered stream needs one; set MILLRACE_RULES")
+
+    async def test_a_stream_without_rules(self, said: Callable[[], dict[str, str]]) -> None:
+        """Of a volume stream only the token can be tried."""
+        async with XApi(settings=XSettings(tokens=(TOKEN,))) as x:
+            assert await run(x, SOURCE="sample") == 0
+        lines = said()
+        assert lines["x token"] == "ok: there is one; whether it is good for sample shows when it connects"
+        assert "x rules" not in lines
+
+    async def test_standard_input(self, said: Callable[[], dict[str, str]]) -> None:
+        """X is not asked, and the clock is compared with that of Kinesis."""
+        async with XApi(settings=XSettings(tokens=(TOKEN,))) as x:
+            assert await run(x, SOURCE="stdin", BEARER_TOKEN="") == 0
+        assert list(said()) == ["configuration", "disk", "credentials", "stream", "permissions", "clock"]
+
+
+class TestDisk:
+    def test_room(self, tmp_path: Path, said: Callable[[], dict[str, str]]) -> None:
+        """A directory that is not there yet is not made; that above it is looked at."""
+        report = Report()
+        check_disk(tmp_path / "not" / "yet", MIB, report)
+        assert report.failures == 0
+        assert said()["disk"].startswith("ok: ")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_no_room(self, tmp_path: Path, said: Callable[[], dict[str, str]]) -> None:
+        """A limit that the disk cannot hold is told before the disk is full."""
+        report = Report()
+        check_disk(tmp_path, 1 << 60, report)
+        assert report.failures == 1
+        assert "MILLRACE_JOURNAL_LIMIT is 1,099,511,627,776 MiB; make room, or lower the limit" in said()["disk"]
+
+    def test_not_a_directory(self, tmp_path: Path, said: Callable[[], dict[str, str]]) -> None:
+        """Where nothing can be written, the setting is named, and the way out."""
+        (tmp_path / "file").touch()
+        report = Report()
+        check_disk(tmp_path / "file" / "journal", MIB, report)
+        assert report.failures == 1
+        assert said()["disk"] == (
+            f"MILLRACE_JOURNAL: {tmp_path / 'file'} cannot be written: Not a directory;"
+            " mend its permissions, or point MILLRACE_JOURNAL to another directory"
+        )
+
+
+class TestClock:
+    @asynccontextmanager
+    async def server(self, ahead: float) -> AsyncIterator[str]:
+        """Run a server whose clock is so many seconds ahead of ours."""
+
+        async def answer(_request: web.Request) -> web.Response:
+            return web.Response(status=404, headers={"Date": formatdate(time() + ahead, usegmt=True)})
+
+        application = web.Application()
+        application.router.add_route("*", "/{tail:.*}", answer)
+        runner = web.AppRunner(application)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+        await runner.cleanup()
+
+    @pytest.mark.parametrize(("ahead", "words"), [(300.0, "behind"), (-300.0, "ahead of")])
+    async def test_wrong(self, said: Callable[[], dict[str, str]], ahead: float, words: str) -> None:
+        """How far it is off, in which direction, and what to do."""
+        report = Report()
+        async with self.server(ahead) as url:
+            await check_clock(url, report)
+        assert report.failures == 1
+        line = said()["clock"]
+        assert line.startswith(("this machine is 300 s", "this machine is 299 s", "this machine is 301 s"))
+        assert f" s {words} {url}; set it by NTP" in line
+
+    async def test_right(self, said: Callable[[], dict[str, str]]) -> None:
+        """Whole seconds are as exact as it gets."""
+        report = Report()
+        async with self.server(0) as url:
+            await check_clock(url, report)
+        assert report.failures == 0
+        assert said()["clock"] == f"ok: within 1 s of {url}"
+
+    async def test_nobody_answers(self, said: Callable[[], dict[str, str]]) -> None:
+        """That is another line's trouble."""
+        report = Report()
+        await check_clock("http://127.0.0.1:1", report)
+        assert report.failures == 0
+        assert said()["clock"] == "ok: not compared: http://127.0.0.1:1 does not say the time"
