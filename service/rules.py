@@ -142,7 +142,8 @@ class RulesKeeper:
         while True:
             pause = LOOK_SECONDS if left is None else min(left, LOOK_SECONDS)
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._asked.wait(), pause)
+                async with asyncio.timeout(pause):
+                    await self._asked.wait()
             seen = self._stamp()
             if self._asked.is_set() or seen != self._seen:
                 self._asked.clear()

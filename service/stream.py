@@ -167,7 +167,8 @@ class Stream:
             self._waiting_for = verdict.reason
             self._called.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._called.wait(), verdict.delay)
+                async with asyncio.timeout(verdict.delay):
+                    await self._called.wait()
             self._waiting_for = None
 
     def rules_changed(self) -> None:

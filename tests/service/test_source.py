@@ -166,6 +166,29 @@ async def test_a_restart_remembers(tmp_path: Path) -> None:
     assert 0 < (second.value("stream_gap_seconds_total") or 0) < SECONDS
 
 
+async def test_a_gap_is_filled(tmp_path: Path) -> None:
+    """With access to backfill every post of the gap comes after all, none twice, and the account says so."""
+    async with x_api(enterprise=True, rate=500) as x:
+        rig = Rig(x, tmp_path)
+        async with rig.running():
+            await until(lambda: len(rig.posts) > 100)
+            x.faults.inject("refuse", answer="drop", times=3)
+            x.faults.inject(Ending.FIN)
+            await until(lambda: rig.value("stream_reconnects_total", reason="network_error"))
+            await until(lambda: rig.health.is_ready)
+            count = len(rig.posts)
+            await until(lambda: len(rig.posts) > count + 100)
+            x.feed.stop()
+            await until(lambda: not x.feed.streams or len(rig.posts) == len({row.id for row in x.ledger.rows(0)}))
+        (gap,) = rig.source.status()["gaps"]
+    assert [post.id for post in rig.posts] == sorted({row.id for row in x.ledger.rows(0)})
+    assert gap["backfill_minutes"] == 1
+    assert gap["backfilled"] > 0
+    assert gap["missed_estimate"] <= gap["backfilled"]
+    assert rig.value("posts_backfilled_total") == gap["backfilled"]
+    assert (rig.value("posts_duplicate_total") or 0) >= 100
+
+
 async def test_another_source_begins_anew(tmp_path: Path) -> None:
     """Gaps and rate are of the stream; the connects and the posts of the month are of the app."""
     async with x_api() as x:
