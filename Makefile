@@ -51,8 +51,8 @@ undeploy: setup named ## delete the stack STACK and all that belongs to it
 named:
 	@test -n "$(STACK)" || { echo "Name the stack: make deploy STACK=millrace"; exit 2; }
 
-quickstart: setup ## quickstart.json: the stack as one file with the code inside, for the CloudFormation console
-	@$(BIN)/python -m deploy quickstart quickstart.json
+quickstart: setup ## quickstart.yaml: the stack as one file with the code inside, for the CloudFormation console
+	@$(BIN)/python -m deploy quickstart quickstart.yaml
 
 # Some 35 s to install, once: checkov pins what the daemon has newer.
 audit: setup-dev .audit/stamp ## the template against the rules of checkov and AWS Control Tower
@@ -84,4 +84,4 @@ lock: ## write requirements/*.txt anew from pyproject.toml
 	  --no-annotate --no-header --quiet -o requirements/guard.txt
 
 clean: ## remove what the targets above made
-	rm -rf $(VENV) quickstart.json .audit .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) quickstart.yaml .audit .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis

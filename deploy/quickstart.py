@@ -2,7 +2,7 @@
 The template as one file with the code inside, for people without a checkout: pasted into the console, in any region.
 
 CloudFormation takes a template of at most 51,200 bytes that way, and a function whose code is in the template is one
-module. So the template is written as JSON without a blank too many, what only this project needs is left out of it, and
+module. So the template is written as YAML of one line for each resource, what only this project needs is left out, and
 the module holds the processor as a packed zip, without the comments, docstrings and annotations of its functions. What
 is left of each module is the same program, which a test shows.
 
@@ -16,6 +16,7 @@ import re
 from base64 import b85encode
 from collections.abc import Mapping
 from io import BytesIO
+from typing import Any
 from zipfile import ZipFile, ZipInfo
 
 from deploy.package import CODE
@@ -34,6 +35,9 @@ archive.write_bytes(lzma.decompress(base64.b85decode(packed)))
 sys.path.insert(0, str(archive))
 from processor.handler import handle
 """
+PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_]*([.-][A-Za-z0-9_]+)*")
+# What YAML 1.1 takes for a truth value or nothing.
+NOT_PLAIN = {"true", "false", "yes", "no", "on", "off", "y", "n", "null"}
 LEFT_OUT = re.compile(r"Producer\w*|Artifact\w+|HasProducer|IsMonitoredProducer")
 
 
@@ -60,12 +64,11 @@ def quickstart() -> str:
     document["Resources"]["Dashboard"]["Properties"]["DashboardBody"] = {"Fn::Sub": _tight(text)}
     for section in ("Parameters", "Mappings", "Rules", "Conditions", "Resources", "Outputs"):
         document[section] = {name: value for name, value in document[section].items() if not LEFT_OUT.fullmatch(name)}
-    document = {name: value for name, value in document.items() if value}
-    written = json.dumps(document, separators=(",", ":"), ensure_ascii=False)
+    written = as_yaml({name: content for name, content in document.items() if content})
     size = len(written.encode())
     if size >= MOST_BYTES:
         raise QuickstartError(f"with the code inside it has {size:,} bytes, and CloudFormation takes {MOST_BYTES:,}")
-    return written + "\n"
+    return written
 
 
 def code() -> bytes:
@@ -107,6 +110,43 @@ def bare(source: str) -> str:
         if isinstance(node, ast.arg):
             node.annotation = None
     return ast.unparse(tree)
+
+
+def as_yaml(document: Mapping[str, Any]) -> str:
+    """Return a template as YAML: one line for each resource, parameter, and so on."""
+    lines = []
+    for name, content in document.items():
+        if isinstance(content, dict):
+            lines += [f"{name}:", *(f"  {_text(key)}: {_yaml(value)}" for key, value in content.items())]
+        else:
+            lines.append(f"{name}: {_yaml(content)}")
+    return "\n".join(lines) + "\n"
+
+
+def _yaml(node: Any) -> str:
+    """Return a piece of the template in YAML's flow style, with CloudFormation's short forms: shorter than JSON."""
+    match node:
+        case {"Ref": str() as name, **rest} if not rest:
+            return f"!Ref {_text(name)}"
+        case {"Fn::GetAtt": [str() as name, str() as attribute], **rest} if not rest:
+            return f"!GetAtt {name}.{attribute}"
+        case {"Condition": str() as name, **rest} if not rest:
+            return f"!Condition {name}"
+        case dict() if len(node) == 1 and (name := next(iter(node))).startswith("Fn::"):
+            return f"!{name.removeprefix('Fn::')} {_yaml(node[name])}"
+        case dict():
+            return "{" + ",".join(f"{_text(key)}: {_yaml(value)}" for key, value in node.items()) + "}"
+        case list():
+            return "[" + ",".join(map(_yaml, node)) + "]"
+        case str():
+            return _text(node)
+    return json.dumps(node)
+
+
+def _text(text: str) -> str:
+    """Return a text as it is where YAML can take it for nothing else, and in quotes otherwise."""
+    plain = PLAIN.fullmatch(text) and text.lower() not in NOT_PLAIN
+    return text if plain else json.dumps(text, ensure_ascii=False)
 
 
 def _tight(dashboard: str) -> str:

@@ -103,8 +103,8 @@ def test_wrong_name_is_one_line(session: LocalSession, capsys: pytest.CaptureFix
 
 def test_quickstart_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The template for the console goes into the file that is named; a file that cannot be is told."""
-    assert main(["quickstart", str(tmp_path / "quickstart.json")]) == 0
-    assert (tmp_path / "quickstart.json").read_text(encoding="utf-8").startswith('{"AWSTemplateFormatVersion"')
+    assert main(["quickstart", str(tmp_path / "quickstart.yaml")]) == 0
+    assert (tmp_path / "quickstart.yaml").read_text(encoding="utf-8").startswith("AWSTemplateFormatVersion")
     assert main(["quickstart", str(tmp_path / "no" / "where")]) == 1
     assert capsys.readouterr().err.count("\n") == 1
 

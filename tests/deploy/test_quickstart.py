@@ -7,6 +7,7 @@ import subprocess
 import sys
 from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from zipfile import ZipFile
 
@@ -16,14 +17,16 @@ from cfnlint.api import lint_file
 from cfnlint.config import ManualArgs
 
 from deploy.package import CODE
-from deploy.quickstart import FUNCTION, LEFT_OUT, MOST_BYTES, bare, modules, quickstart
+from deploy.quickstart import FUNCTION, LEFT_OUT, MOST_BYTES, as_yaml, bare, modules, quickstart
 from local.table import create_table, dynamodb
 from local.template import Template, load
 from tests.deploy.rendering import CODE as ARTIFACT
 from tests.deploy.rendering import DOCUMENT, combinations, symbol
 
 TEXT = quickstart()
-QUICK: dict[str, Any] = json.loads(TEXT)
+with TemporaryDirectory() as directory:
+    (Path(directory) / "quickstart.yaml").write_text(TEXT, encoding="utf-8")
+    QUICK: dict[str, Any] = dict(load(Path(directory) / "quickstart.yaml").document)
 INLINE: str = QUICK["Resources"][FUNCTION]["Properties"]["Code"]["ZipFile"]
 
 
@@ -46,7 +49,7 @@ def test_it_needs_nothing_that_is_elsewhere() -> None:
 
 def test_cfn_lint_has_nothing_to_say(tmp_path: Path) -> None:
     """The linter finds nothing in any region."""
-    path = tmp_path / "quickstart.json"
+    path = tmp_path / "quickstart.yaml"
     path.write_text(TEXT, encoding="utf-8")
     assert lint_file(path, config=ManualArgs(include_checks=["I"], regions=["ALL_REGIONS"])) == []
 
@@ -70,6 +73,16 @@ def test_dashboard_shows_the_same() -> None:
     body = json.loads(QUICK["Resources"]["Dashboard"]["Properties"]["DashboardBody"]["Fn::Sub"])
     original = DOCUMENT["Resources"]["Dashboard"]["Properties"]["DashboardBody"]["Fn::Sub"][0]
     assert len(body["widgets"]) == original.count('"type":')
+
+
+@pytest.mark.parametrize(
+    "text", ["true", "No", "null", "4", "1.5", "2010-09-09", "a: b", "", " a", "a,b", "x #y", "{a}", "水", "-a", "a\n"]
+)
+def test_text_stays_a_text(text: str, tmp_path: Path) -> None:
+    """What YAML would take for something else is quoted."""
+    path = tmp_path / "template.yaml"
+    path.write_text(as_yaml({"Resources": {"A": {text or "x": [text]}}}), encoding="utf-8")
+    assert load(path).document == {"Resources": {"A": {text or "x": [text]}}}
 
 
 @pytest.mark.parametrize("module", modules())
