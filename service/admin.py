@@ -7,7 +7,8 @@ Rules:
   down, an orchestrator would add restarts, and so connection attempts, to an outage.
 * `/readyz` says whether posts can flow, and if not, why and since when. Others set its conditions in `Health`.
 * Everything is answered from memory, in one step of the loop, so that the figures of an answer belong together.
-* Reasons and figures hold no secret and no text of a post: who may connect may read everything.
+* Reasons and figures hold no text of a post, and no secret: whatever is answered is cleaned of the known ones, because
+  reasons repeat what others wrote. Who may connect may read everything.
 * The page is four files and a stream of server-sent events. Its policy for content forbids whatever is not from here,
   and all scripts and styles inside the text, so that nothing which finds its way into a figure can run.
 """
@@ -24,6 +25,7 @@ from typing import Self
 
 import orjson
 from aiohttp import web
+from aiohttp.typedefs import Handler
 from prometheus_client import CollectorRegistry
 from prometheus_client.aiohttp import make_aiohttp_handler
 
@@ -96,6 +98,7 @@ class Admin:
         status: gives what `/status` shows, called at each request.
         history: gives what a page needs that has just been opened, as values for JSON.
         frame: gives what the page shows now, in the same way; called for each open page.
+        clean: takes the secrets out of an answer.
         frame_seconds: how often a page gets new figures.
 
     Raises: AdminError, when it is entered.
@@ -110,6 +113,7 @@ class Admin:
         status: Callable[[], Mapping[str, object]],
         history: Callable[[], Mapping[str, object]],
         frame: Callable[[], Mapping[str, object]],
+        clean: Callable[[bytes], bytes],
         frame_seconds: float = FRAME_SECONDS,
     ) -> None:
         self._host = host
@@ -118,6 +122,7 @@ class Admin:
         self._status = status
         self._history = history
         self._frame = frame
+        self._clean = clean
         self._frame_seconds = frame_seconds
         self._listeners = 0
         self._closing = asyncio.Event()
@@ -132,7 +137,7 @@ class Admin:
             ("/page.js", _file("page.js", "text/javascript")),
             ("/icon.svg", _file("icon.svg", "image/svg+xml")),
         ]
-        application = web.Application()
+        application = web.Application(middlewares=[self._answer_cleanly])
         application.add_routes([web.get(path, handler) for path, handler in pages])
         # A scraper that holds its connection open must not hold up the end of the process.
         self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=1)
@@ -172,6 +177,13 @@ class Admin:
         value = self._wanted_port if setting == "PORT" else self._host
         return f"MILLRACE_HTTP_{setting}: {value} {way_out}"
 
+    @web.middleware
+    async def _answer_cleanly(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        response = await handler(request)
+        if isinstance(response, web.Response) and isinstance(response.body, bytes):
+            response.body = self._clean(response.body)
+        return response
+
     async def _get_health(self, _request: web.Request) -> web.Response:
         return web.Response(text="ok\n", headers=_FRESH)
 
@@ -189,15 +201,18 @@ class Admin:
         self._listeners += 1
         try:
             await response.prepare(request)
-            await response.write(_event("history", self._history()))
+            await response.write(self._event("history", self._history()))
             while not self._closing.is_set():
-                await response.write(_event("frame", self._frame()))
+                await response.write(self._event("frame", self._frame()))
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._closing.wait(), self._frame_seconds)
-            await response.write(_event("end", {}))
+            await response.write(self._event("end", {}))
         finally:
             self._listeners -= 1
         return response
+
+    def _event(self, name: str, value: Mapping[str, object]) -> bytes:
+        return b"event: %s\ndata: %s\n\n" % (name.encode(), self._clean(orjson.dumps(value)))
 
 
 def _file(name: str, kind: str) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
@@ -208,10 +223,6 @@ def _file(name: str, kind: str) -> Callable[[web.Request], Awaitable[web.StreamR
         return web.Response(text=text, content_type=kind, headers={"Cache-Control": "no-cache", **_SAFE})
 
     return get
-
-
-def _event(name: str, value: Mapping[str, object]) -> bytes:
-    return b"event: %s\ndata: %s\n\n" % (name.encode(), orjson.dumps(value))
 
 
 def _json(value: Mapping[str, object], status: int = 200) -> web.Response:

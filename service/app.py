@@ -49,6 +49,9 @@ LOOK_SECONDS = 1.0
 # A post that was dropped for one of these may come again, by backfill.
 NO_ROOM = {DropReason.MEMORY_FULL, DropReason.JOURNAL_FULL, DropReason.DISK_FAILED}
 
+# AWS' own have 40 characters and more.
+SHORTEST_AWS_SECRET = 16
+
 log = structlog.get_logger()
 
 
@@ -71,9 +74,11 @@ class Daemon:
         self._started_at = time.time()
         self._rng = random.Random()  # noqa: S311 - jitter, not secrets
         secrets = [settings.bearer_token, settings.api_key, settings.api_key_secret]
-        self._redactor = logs.configure(
-            settings.log_level, settings.log_format, secrets=[secret.reveal() for secret in secrets if secret]
-        )
+        known = [secret.reveal() for secret in secrets if secret]
+        of_aws = [environ.get(name, "") for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")]
+        # Those that stand-ins take are short, open nothing, and would blot out words.
+        known += [text for text in of_aws if len(text) >= SHORTEST_AWS_SECRET]
+        self._redactor = logs.configure(settings.log_level, settings.log_format, secrets=known)
         registry = new_registry()
         self._metrics = Metrics(registry)
         self._health = Health(["stream", "kinesis", "buffer"])
@@ -102,6 +107,7 @@ class Daemon:
             self._status,
             self._board.history,
             lambda: self._board.frame(self._metrics.look()),
+            self._redactor.clean,
         )
         self._totals = {"delivered": 0, "dropped": 0}
 
@@ -292,7 +298,7 @@ class Daemon:
             self._board.add(self._metrics.look())
             looks += 1
             if looks % (PROGRESS_SECONDS // LOOK_SECONDS) == 0:
-                log.info("progress", **self._totals, **self._buffer()._asdict())
+                log.info("progress", **self._board.summary(self._metrics.look()))
 
     def _look(self) -> None:
         """Set whether there is a place for what comes."""

@@ -11,6 +11,7 @@ Without a journal there is memory only, and what does not fit is dropped.
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
+from logging import DEBUG
 from typing import Protocol
 
 import structlog
@@ -122,6 +123,8 @@ class Intake:
             if self._sift is not None:
                 posts = self._sift(posts)
             if posts:
+                if log.is_enabled_for(DEBUG):
+                    log.debug("posts_read", posts=[post.id for post in posts])
                 if self._on_posts is not None:
                     self._on_posts(posts)
                 self._hand_on(posts)

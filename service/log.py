@@ -49,10 +49,18 @@ class Redactor:
             # The longest first: one secret may be a part of another.
             self._texts = [(text, text.encode()) for text in sorted(texts, key=len, reverse=True)]
 
+    def clean(self, text: bytes) -> bytes:
+        """Give a text without secrets, in UTF-8."""
+        for _, encoded in self._texts:
+            text = text.replace(encoded, b"***")
+        return text
+
     def __call__(self, _logger: WrappedLogger, _method: str, line: str | bytes) -> str | bytes:
         """Clean a line, as the last of structlog's processors."""
-        for text, encoded in self._texts:
-            line = line.replace(text, "***") if isinstance(line, str) else line.replace(encoded, b"***")
+        if isinstance(line, bytes):
+            return self.clean(line)
+        for text, _ in self._texts:
+            line = line.replace(text, "***")
         return line
 
 

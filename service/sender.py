@@ -6,6 +6,7 @@ One loop with one timer. It holds no rule of its own: what goes when, and again,
 
 import asyncio
 from collections.abc import Callable, Sequence
+from logging import DEBUG
 from typing import Protocol
 
 import structlog
@@ -177,19 +178,21 @@ class Sender:
         answer = await self._sink.put(request.records)
         now = self._now
         self._observer.request_done(request, now - started, answer)
+        if log.is_enabled_for(DEBUG):
+            _tell(request, answer, now - started)
         if isinstance(answer, RequestFailure):
             outcomes = self._producer.on_failure(request, answer, now)
             self._on_sink(False, answer.message)
             log.warning("put_failed", code=answer.code, reason=answer.message, records=len(request.records))
         else:
             outcomes = self._producer.on_response(request, answer, now)
-            self._report(request, answer, now - started)
+            self._report(request, answer)
         if outcomes:
             self._on_outcomes(outcomes)
         self._room.set()
         self._wake.set()
 
-    def _report(self, request: PutRequest, results: Sequence[RecordResult], seconds: float) -> None:
+    def _report(self, request: PutRequest, results: Sequence[RecordResult]) -> None:
         throttled = self._producer.take_throttled()
         delivered = sum(result.error_code is None for result in results)
         failed = len(results) - delivered - len(throttled)
@@ -204,15 +207,6 @@ class Sender:
         if failed:
             codes = sorted({result.error_code for result in results if result.error_code})
             log.warning("records_failed", request=request.number, records=failed, codes=codes)
-        log.debug(
-            "request_done",
-            request=request.number,
-            records=len(results),
-            delivered=delivered,
-            throttled=len(throttled),
-            failed=failed,
-            milliseconds=round(seconds * 1000, 1),
-        )
 
     async def _refresh(self) -> None:
         """Fetch the shards until they are had; the lanes that wait for them stand still meanwhile, no others."""
@@ -241,3 +235,25 @@ class Sender:
         if outcomes:
             self._on_outcomes(outcomes)
             self._room.set()
+
+
+def _tell(request: PutRequest, answer: Sequence[RecordResult] | RequestFailure, seconds: float) -> None:
+    """Write the one line of a request, by which each of its posts can be followed into the stream."""
+    results: Sequence[RecordResult]
+    if isinstance(answer, RequestFailure):
+        results = [RecordResult(error_code=answer.code)] * len(request.records)
+    else:
+        results = answer
+    records = [
+        {
+            "lane": record.partition_key,
+            "attempt": record.attempts,
+            "bytes": record.size,
+            "shard": result.shard_id,
+            "sequence": result.sequence_number,
+            "error": result.error_code,
+            "posts": [post.id for post in record.posts],
+        }
+        for record, result in zip(request.records, results, strict=True)
+    ]
+    log.debug("request_done", request=request.number, milliseconds=round(seconds * 1000, 1), records=records)

@@ -24,6 +24,7 @@ CELLS = 60
 RATE_LOOKS = 5
 # "Lately", for delays and for drops.
 MINUTE_LOOKS = 60
+SUMMARY_LOOKS = 10
 THROTTLED_LOOKS = 10
 # Frames overlap, so that a look is not missed by a page that asks a little later.
 OVERLAP = 5
@@ -266,6 +267,36 @@ class Board:
             "shard_count": len(look.shards),
             "events": list(self._events),
             "last_posts": [_named(post) for post in self._posts] if self._shows_posts else None,
+        }
+
+    def summary(self, look: Look) -> dict[str, object]:
+        """Give the figures of a line in the log; rates and delays are of the last ten seconds."""
+        before = self._kept[-min(SUMMARY_LOOKS, len(self._kept))] if self._kept else None
+        seconds = look.at - before.at if before else 0.0
+        rates = {}
+        if before and seconds > 0:
+            rates = {
+                "in_per_second": round((look.received - before.received) / seconds, 1),
+                "out_per_second": round((look.delivered - before.delivered) / seconds, 1),
+            }
+        delays = {
+            "lag_p95": look.lag.quantile(PERCENTILE, before.lag if before else None),
+            "delivery_p95": look.delivery.quantile(PERCENTILE, before.delivery if before else None),
+        }
+        return {
+            "state": conditions(self._view(look, 0.0))[0].state,
+            **rates,
+            "received": look.received,
+            "recovered": look.recovered,
+            "delivered": look.delivered,
+            "duplicate": look.duplicate,
+            "dropped": sum(look.dropped.values()),
+            "buffered": look.buffered,
+            "on_disk": look.on_disk,
+            "journal_bytes": look.journal_bytes,
+            "throttled": sum(look.shard_throttles.values()),
+            "retries": look.retries,
+            **{name: round(value, 3) for name, value in delays.items() if value is not None},
         }
 
     def _view(self, look: Look, surplus: float) -> View:

@@ -55,6 +55,7 @@ class Daemon:
             dict,
             self.board.history,
             lambda: self.board.frame(self.now),
+            bytes,
             0.05,
         )
 

@@ -7,7 +7,8 @@ import pytest
 from aiohttp import ClientConnectionError, ClientSession
 
 from service.admin import LISTENERS, Admin, AdminError, Health
-from service.metrics import Metrics, new_registry
+from service.log import Redactor
+from service.metrics import Metrics, SourceFigures, new_registry
 
 LOOPBACK = "127.0.0.1"
 
@@ -31,9 +32,20 @@ class Rig:
         self.health = Health(["stream", "kinesis"], self.clock)
         self.figures: dict[str, object] = {"lanes": 4}
         self.frame: dict[str, object] = {"at": 1}
+        self.redactor = Redactor()
         registry = new_registry()
         self.metrics = Metrics(registry)
-        self.admin = Admin(LOOPBACK, 0, registry, self.health, lambda: self.figures, dict, lambda: self.frame, 0.01)
+        self.admin = Admin(
+            LOOPBACK,
+            0,
+            registry,
+            self.health,
+            lambda: self.figures,
+            dict,
+            lambda: self.frame,
+            self.redactor.clean,
+            0.01,
+        )
 
     async def ask(
         self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None
@@ -176,6 +188,21 @@ class TestPages:
         _, _, script = await rig.ask("/page.js")
         assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document.write|eval", script)
 
+    async def test_secrets(self, rig: Rig) -> None:
+        """What X or Kinesis wrote may repeat a secret; no answer does, whatever it is and however it is packed."""
+        secret = 'qqx"qqy'
+        rig.redactor.add(secret)
+        rig.health.set("stream", ok=False, reason=f"X answered 401 to {secret}")
+        rig.figures["words"] = rig.frame["words"] = secret
+        figures = SourceFigures(trouble=("unauthorized", secret))
+        rig.metrics.read_source_with(lambda: figures)
+        for path in ("/readyz", "/status", "/metrics"):
+            _, _, text = await rig.ask(path, headers={"Accept-Encoding": "gzip"})
+            assert "***" in text
+            assert "qq" not in text
+        (_, (_, frame)) = await TestEvents().read(rig, 2)
+        assert frame == {"at": 1, "words": "***"}
+
     async def test_unknown(self, rig: Rig) -> None:
         """An address that is none is not found."""
         assert (await rig.ask("/health"))[0] == 404
@@ -231,7 +258,7 @@ class TestEvents:
 
 class TestListening:
     def make(self, host: str, port: int) -> Admin:
-        return Admin(host, port, new_registry(), Health([]), dict, dict, dict)
+        return Admin(host, port, new_registry(), Health([]), dict, dict, dict, bytes)
 
     async def test_port_in_use(self) -> None:
         """A port that is taken is one line with the setting and the way out."""

@@ -191,6 +191,10 @@ class TestSecrets:
         log.info("got", token=TOKEN)
         assert output.events[0]["token"] == "***"
 
+    def test_other_texts(self) -> None:
+        """What is not a line of the log, such as an answer of the admin server, can be cleaned too."""
+        assert Redactor([TOKEN]).clean(f"Bearer {TOKEN}".encode()) == b"Bearer ***"
+
     def test_one_within_another(self) -> None:
         """Of a secret that begins with another one nothing is left over."""
         assert Redactor(["abc", "abcdef", ""])(None, "info", "abcdef abc") == "*** ***"

@@ -100,7 +100,7 @@ async def test_health_of_a_daemon_that_is_not_ready() -> None:
     health = Health(["stream", "kinesis"])
     health.set("kinesis", ok=True)
     health.set("stream", ok=False, reason="unauthorized: 401")
-    async with asyncio.timeout(50), Admin("127.0.0.1", 0, new_registry(), health, dict, dict, dict) as admin:
+    async with asyncio.timeout(50), Admin("127.0.0.1", 0, new_registry(), health, dict, dict, dict, bytes) as admin:
         # An unspecified address is where a server listens, not where a client connects to.
         environ = STDIN | {"MILLRACE_HTTP_PORT": str(admin.port), "MILLRACE_HTTP_HOST": "0.0.0.0"}
         code, out, err = await asyncio.to_thread(millrace, "health", environ=environ)

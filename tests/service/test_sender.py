@@ -437,6 +437,26 @@ async def test_the_observer_hears_of_each_request_and_record() -> None:
 
 
 @virtual_time
+async def test_posts_can_be_followed_by_their_ids() -> None:
+    """One line a request at debug: which posts went in which record, and where Kinesis filed it, or why not."""
+    rig = Rig()
+    rig.sink.open = HALVES
+    rig.sink.then_store([THROTTLED, RecordResult("shardId-2", "77")], TROUBLE)
+    with capture_logs() as logs:
+        async with rig.running():
+            rig.sender.offer([post(1, half=0), post(2, half=1)])
+    lines = [entry for entry in logs if entry["event"] == "request_done"]
+    assert [(line["request"], line["log_level"]) for line in lines] == [(1, "debug"), (2, "debug"), (3, "debug")]
+    first, second, third = (line["records"] for line in lines)
+    assert [(record["posts"], record["error"], record["sequence"]) for record in first] == [
+        (["1"], THROTTLED.error_code, None),
+        (["2"], None, "77"),
+    ]
+    assert [(record["posts"], record["attempt"], record["error"]) for record in second] == [(["1"], 2, TROUBLE.code)]
+    assert [(record["posts"], record["attempt"], record["shard"]) for record in third] == [(["1"], 3, "shardId-1")]
+
+
+@virtual_time
 async def test_a_failed_request_is_told_with_its_reason() -> None:
     """The outcome is the kind of the failure, and the readiness shows its text until an answer comes."""
     rig = Rig()

@@ -208,6 +208,20 @@ def test_the_bill() -> None:
     assert frame(board(), look(0, delivered=10, billed_units=80))["bill"]["saved_units"] == 0
 
 
+def test_a_line_of_the_log() -> None:
+    """It sums up the last ten seconds: the state in a word, what came and went, and what waits."""
+    page = board()
+    for second in range(30):
+        page.add(look(second, received=100 * second, delivered=90 * second, received_at=START + second))
+    line = page.summary(
+        look(30, received=3000, delivered=2700, received_at=START + 30, buffered=7, dropped={"refused": 2})
+    )
+    assert (line["in_per_second"], line["out_per_second"]) == (100, 90)
+    assert (line["received"], line["delivered"], line["dropped"], line["buffered"]) == (3000, 2700, 2, 7)
+    assert line["state"] == "dropping"
+    assert "in_per_second" not in board().summary(look(0))
+
+
 class TestEvents:
     def test_repeats(self) -> None:
         """The same again is the same line, with its count and its last time."""
