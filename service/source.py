@@ -57,6 +57,7 @@ class Source:
         metrics, health, board: are told.
         on_token: called with a token that X gave, before it is used.
         rng: for jitter.
+        wall: the time of day, in seconds since 1970.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Source:
         board: Board,
         on_token: Callable[[str], None],
         rng: random.Random,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self._settings = settings
         self._environ = environ
@@ -81,7 +83,8 @@ class Source:
         if kept.source != self._name:
             # Of another source only what belongs to the app is of use.
             kept = Kept(spare=kept.spare, saved_at=kept.saved_at, month=kept.month, posts=kept.posts)
-        away = max(0.0, time.time() - kept.saved_at)
+        self._wall = wall
+        away = max(0.0, wall() - kept.saved_at)
         connects = self._kind.connects / max(1, self._kind.partitions)
         self._reconnect = Reconnect(self._clock() - away, rng, kept.spare, connects)
         self._connections = Connections(settings.x_url, self._kind.endpoint, kept.connection)
@@ -93,6 +96,7 @@ class Source:
             health=health,
             board=board,
             save=self._save,
+            clock=wall,
         )
         self._stream: Stream | None = None
         self._keeper: RulesKeeper | None = None
@@ -181,7 +185,7 @@ class Source:
     async def _save(self) -> None:
         kept = Kept(
             source=self._name,
-            saved_at=time.time(),
+            saved_at=self._wall(),
             spare=self._reconnect.budget.spare(self._clock()),
             connection=self._connections.own,
         )
