@@ -95,6 +95,8 @@ def main(arguments: list[str]) -> int:
 def _run(settings: Settings) -> int:
     from service.app import Daemon, StartError  # noqa: PLC0415 - as above
 
+    # Journal and dead letters hold posts: no other user of the machine is to read them.
+    os.umask(0o077)
     # What the imports made stays for good, and posts are in no cycles: by default the collector would look through all
     # of it hundreds of times a second, a tenth of the CPU.
     gc.freeze()

@@ -1,0 +1,65 @@
+"""What the documents hold: links, headings, commands."""
+
+import re
+import shlex
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PROGRAMS = ("python", ".venv/bin/", "make", "docker", "aws ", "sed", "cp", "zip", "promtool", "curl", ".ci/")
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_ASSIGNMENT = re.compile(r"^(?:[A-Z_0-9]+=\S* )*")
+# A link that is no picture of code: [text](target), and <https://...>.
+_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def prose(path: Path) -> str:
+    """Return a document without its blocks of code."""
+    return _FENCE.sub("", path.read_text(encoding="utf-8"))
+
+
+def links(path: Path) -> list[str]:
+    """Return the targets of all links, pictures included; what is in code is none."""
+    return _LINK.findall(re.sub(r"`[^`]*`", "", prose(path)))
+
+
+def anchors(path: Path) -> set[str]:
+    """Return the names of all headings, as GitHub makes them."""
+    seen: Counter[str] = Counter()
+    found = set()
+    for heading in re.findall(r"^#+ (.+)$", prose(path), re.MULTILINE):
+        name = re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+        found.add(f"{name}-{seen[name]}" if seen[name] else name)
+        seen[name] += 1
+    return found
+
+
+def blocks(path: Path) -> list[str]:
+    """Return the blocks of shell commands."""
+    return [text for language, text in _FENCE.findall(path.read_text(encoding="utf-8")) if language == "sh"]
+
+
+def commands(path: Path) -> list[str]:
+    """Return all commands: the lines of the blocks, and what stands in the text and begins like one."""
+    found = []
+    for block in blocks(path):
+        lines = block.replace("\\\n", " ").splitlines()
+        found += [" ".join(line.split()) for line in lines if line.strip() and not line.startswith((" ", "#"))]
+    for code in re.findall(r"`([^`]+)`", prose(path)):
+        command = " ".join(code.split())
+        if _ASSIGNMENT.sub("", command).startswith(PROGRAMS) and " " in command:
+            found.append(command)
+    return found
+
+
+def words(command: str) -> tuple[dict[str, str], list[str]]:
+    """Return the assignments before a command, and its words without comments and redirections."""
+    if substitution := re.fullmatch(r"([A-Z_]+)=(\S*\$\(.*)", command):
+        return {substitution[1]: substitution[2]}, []
+    parts = shlex.split(command, comments=True)
+    environment: dict[str, str] = {}
+    while parts and re.match(r"^[A-Z_0-9]+=", parts[0]):
+        name, _, value = parts.pop(0).partition("=")
+        environment[name] = value
+    return environment, parts

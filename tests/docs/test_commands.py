@@ -1,0 +1,159 @@
+"""
+Every command in a document names what is there.
+
+Those of the daemon and the console are run in tests/integration/test_documents.py, those of Docker in tests/container/;
+`aws` is held against the service models that the AWS CLI is made of.
+"""
+
+import os
+import re
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import botocore.session
+import pytest
+import yaml
+from botocore import xform_name
+
+from local.template import load as load_template
+from service.config import load
+from tests.docs.documents import DOCUMENTS, ROOT, blocks, commands, words
+
+COMMANDS = [
+    pytest.param(command, id=f"{path.name}: {command}"[:100]) for path in DOCUMENTS for command in commands(path)
+]
+BLOCKS = [pytest.param(block, id=f"{path.name}: {block[:40]}") for path in DOCUMENTS for block in blocks(path)]
+# What the AWS CLI adds to the services: the options that it knows.
+CUSTOM = {
+    "s3 cp": {"--recursive"},
+    "s3 ls": {"--recursive"},
+    "s3 rm": {"--recursive"},
+    "cloudformation deploy": {
+        *("--stack-name", "--template-file", "--capabilities", "--parameter-overrides", "--s3-bucket", "--tags"),
+    },
+}
+GLOBAL = {"--query", "--output", "--region", "--profile", "--cli-input-json", "--no-cli-pager"}
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_a_block_is_bash(block: str) -> None:
+    """Bash can read it."""
+    result = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True, check=False)
+
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_names_what_is_there(command: str) -> None:
+    """Target, module, service of a compose file, operation of AWS, setting: each exists, by its kind."""
+    environment, parts = words(command)
+    for name in environment:
+        _known_variable(name)
+    if not parts:
+        return
+    program = parts[0].removeprefix(".venv/bin/")
+    checks = {"make": _make, "python": _python, "docker": _docker, "aws": _aws, "export": _export, "sed": _files}
+    checks |= {"cp": _files, "zip": _files, "promtool": _files}
+    if program in checks:
+        checks[program](parts[1:])
+    elif program.startswith(".ci/"):
+        assert os.access(ROOT / program, os.X_OK)
+    else:
+        assert program in {"for", "do", "done"}, f"no check knows the program {program}"
+
+
+@cache
+def _targets() -> set[str]:
+    return set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+
+
+def _known_variable(name: str) -> None:
+    if name.startswith("MILLRACE_"):
+        documented = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
+        assert f"`{name.removesuffix('_FILE')}`" in documented, name
+    elif name.endswith("_PORT"):
+        assert f"${{{name}:-" in (ROOT / "docker-compose.yml").read_text(encoding="utf-8"), name
+    elif not name.startswith("AWS_"):
+        read = [path.read_text(encoding="utf-8") for path in [ROOT / "Makefile", *ROOT.glob("local/*.py")]]
+        assert name == "KEY" or any(name in text for text in read), name
+
+
+def _export(arguments: list[str]) -> None:
+    for argument in arguments:
+        name, _, value = argument.partition("=")
+        _known_variable(name)
+        if name == "MILLRACE_RULES":
+            load({"MILLRACE_STREAM": "s", "MILLRACE_BEARER_TOKEN": "t", name: value})
+
+
+def _make(arguments: list[str]) -> None:
+    for argument in arguments:
+        name, is_variable, _ = argument.partition("=")
+        if is_variable:
+            assert name in (ROOT / "Makefile").read_text(encoding="utf-8")
+        else:
+            assert argument in _targets()
+
+
+def _python(arguments: list[str]) -> None:
+    assert arguments[0] == "-m"
+    module, *rest = arguments[1:]
+    if module == "pytest":
+        return
+    assert (ROOT / module.replace(".", "/")).is_dir() or (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
+    helps = [word for word in rest[:1] if not word.startswith("-")]
+    command = ["python", "-m", module, *(helps if module == "service" else []), "--help"]
+    if module in {"service", "processor", "bench"}:
+        shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=_path())
+        assert shown.returncode == 0, shown.stderr
+        for option in (word for word in rest if word.startswith("--")):
+            assert option in shown.stdout
+
+
+def _path() -> dict[str, str]:
+    return {"PATH": f"{ROOT / '.venv/bin'}:{os.environ['PATH']}"}
+
+
+def _docker(arguments: list[str]) -> None:
+    if arguments == ["inspect"]:
+        return
+    assert arguments[0] == "compose"
+    file, rest = "docker-compose.yml", arguments[1:]
+    if rest[0] == "-f":
+        file, rest = rest[1], rest[2:]
+    verb, *rest = rest
+    services = yaml.safe_load((ROOT / file).read_text(encoding="utf-8"))["services"]
+    known = {"--build", "--rm", "--detach", "-d", "-v", "--pull"}
+    assert verb in {"up", "down", "run", "ps", "logs", "stop", "start", "build", "config"}
+    assert {word for word in rest if word.startswith("-")} <= known
+    named = [word for word in rest if not word.startswith("-")]
+    assert not named or named[0] in services
+
+
+@cache
+def _model(service: str) -> dict[str, set[str]]:
+    model = botocore.session.Session().get_service_model(service)
+    return {
+        xform_name(name, "-"): {
+            f"--{xform_name(member, '-')}" for member in getattr(model.operation_model(name).input_shape, "members", ())
+        }
+        for name in model.operation_names
+    }
+
+
+def _aws(arguments: list[str]) -> None:
+    service, operation, *rest = arguments
+    options = {word.partition("=")[0] for word in rest if word.startswith("--")}
+    known = CUSTOM.get(f"{service} {operation}") or _model(service)[operation]
+    assert options <= known | GLOBAL
+    if operation == "deploy":
+        parameters = load_template().document["Parameters"]
+        given = [word.partition("=")[0] for word in rest[rest.index("--parameter-overrides") + 1 :] if "=" in word]
+        assert set(given) <= set(parameters)
+
+
+def _files(arguments: list[str]) -> None:
+    named = [word for word in arguments if "/" in word and " " not in word and re.fullmatch(r"[\w./-]+", word)]
+    for name in named:
+        assert Path(ROOT / name).exists(), name

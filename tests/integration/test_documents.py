@@ -1,0 +1,55 @@
+"""The commands of the documents that need no account, run beside a daemon that carries posts."""
+
+import asyncio
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from local.pipeline import Pipeline
+from tests.docs.documents import DOCUMENTS, commands, words
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
+
+# `python -m service` alone is the daemon of the pipeline; --help and --version are asked elsewhere.
+COMMANDS = sorted(
+    {
+        tuple(parts[2:])
+        for path in DOCUMENTS
+        for _, parts in map(words, commands(path))
+        if parts[1:2] == ["-m"]
+        and parts[2] in {"service", "processor"}
+        and parts[3:] not in ([], ["--help"], ["--version"])
+    }
+)
+
+
+async def test_the_commands_of_the_documents_work(tmp_path: Path) -> None:
+    """Each ends with 0 and says something, or has nothing to say; the daemon's files are its own user's."""
+    failed = []
+    async with Pipeline(tmp_path, rate=200) as running:
+        environment = running.daemon_environment() | {"AWS_ENDPOINT_URL_DYNAMODB": running.table.url}
+        environment["MILLRACE_HTTP_PORT"] = running.daemon.url.rpartition(":")[2]
+        async with asyncio.timeout(60):
+            while not (await running.mapping_stats())["records"]:
+                await asyncio.sleep(0.1)
+        for command in COMMANDS:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", *command),
+                env=environment,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+            )
+            output, _ = await process.communicate()
+            if process.returncode != 0:
+                failed.append(f"{shlex.join(command)} ended with {process.returncode}: {output.decode()}")
+        modes = {path.name: path.stat().st_mode & 0o077 for path in (tmp_path / "journal").iterdir() if path.is_file()}
+        await running.stop_posts()
+
+    assert failed == []
+    assert ("service", "check") in COMMANDS
+    assert ("processor", "--table", "millrace-EventData", "latest") in COMMANDS
+    assert {"journal.db", "journal.lock"} <= modes.keys()
+    assert set(modes.values()) == {0}
