@@ -363,7 +363,7 @@ SHARDS = Board(
             ),
             Panel(
                 "Bytes per shard over time",
-                "The same bytes as colours: a row that is darker than the others is a hot shard.",
+                "The same bytes as colours: a row that stands out is a hot shard.",
                 BYTES_RATE,
                 {_SHARD_BYTES: "{{shard}}"},
                 "heat",

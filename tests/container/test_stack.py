@@ -1,6 +1,7 @@
 """The compose file as a newcomer starts it: posts flow, and stopping or killing the daemon loses none."""
 
 import time
+import urllib.request
 from collections.abc import Callable
 
 import pytest
@@ -40,6 +41,17 @@ def test_a_service_is_healthy_and_bounded(stack: Stack, service: str) -> None:
     assert {port["HostIp"] for ports in facts["NetworkSettings"]["Ports"].values() for port in ports or []} == {
         "127.0.0.1"
     }
+
+
+def test_the_live_page_is_in_the_image(stack: Stack) -> None:
+    """The daemon's address shows its page, with its script."""
+    url = stack.url("millrace", 8080)
+    with (
+        urllib.request.urlopen(url, timeout=10) as page,
+        urllib.request.urlopen(f"{url}/page.js", timeout=10) as script,
+    ):
+        assert "<title>Millrace</title>" in page.read().decode()
+        assert script.status == 200
 
 
 def test_it_streams_soon_after_its_start(stack: Stack, tell: Callable[[str], None]) -> None:
