@@ -6,8 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
-from local.pipeline import Pipeline
+from local.pipeline import STACK, Pipeline
+from local.template import load
 from tests.docs.documents import DOCUMENTS, commands, words
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
@@ -25,11 +28,28 @@ COMMANDS = sorted(
 )
 
 
+def lambda_with(settings: dict[str, str]) -> TestServer:
+    """Return what Lambda says of the stack's function: its settings."""
+
+    async def answer(request: web.Request) -> web.Response:
+        assert request.match_info["name"] == load().function(STACK).name
+        return web.json_response({"Environment": {"Variables": settings}})
+
+    application = web.Application()
+    application.router.add_get("/2015-03-31/functions/{name}/configuration", answer)
+    return TestServer(application)
+
+
 async def test_the_commands_of_the_documents_work(tmp_path: Path) -> None:
     """Each ends with 0 and says something, or has nothing to say; the daemon's files are its own user's."""
     failed = []
-    async with Pipeline(tmp_path, rate=200) as running:
-        environment = running.daemon_environment() | {"AWS_ENDPOINT_URL_DYNAMODB": running.table.url}
+    (tmp_path / "failures").mkdir()
+    settings = dict(load().function(STACK).environment) | {"QUARANTINE": str(tmp_path / "failures/quarantine")}
+    async with Pipeline(tmp_path, rate=200) as running, lambda_with(settings) as stack:
+        environment = running.daemon_environment() | {
+            "AWS_ENDPOINT_URL_DYNAMODB": running.table.url,
+            "AWS_ENDPOINT_URL_LAMBDA": str(stack.make_url("")),
+        }
         environment["MILLRACE_HTTP_PORT"] = running.daemon.url.rpartition(":")[2]
         async with asyncio.timeout(60):
             while not (await running.mapping_stats())["records"]:
@@ -50,6 +70,6 @@ async def test_the_commands_of_the_documents_work(tmp_path: Path) -> None:
 
     assert failed == []
     assert ("service", "check") in COMMANDS
-    assert ("processor", "--table", "millrace-EventData", "latest") in COMMANDS
+    assert ("processor", "--stack", "millrace", "latest") in COMMANDS
     assert {"journal.db", "journal.lock"} <= modes.keys()
     assert set(modes.values()) == {0}
