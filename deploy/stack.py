@@ -20,6 +20,8 @@ from botocore.exceptions import ClientError
 # Names of function and table hold it, and the function's may have 64 characters.
 STACK_NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,45}")
 POLL_SECONDS = 3.0
+# A stack in one of these can only be deleted.
+HOPELESS = {"CREATE_FAILED", "DELETE_FAILED", "REVIEW_IN_PROGRESS", "ROLLBACK_COMPLETE", "ROLLBACK_FAILED"}
 KEPT = "EventDataTable"
 UNCHANGED = "No updates are to be performed"
 
@@ -138,9 +140,10 @@ class Stack:
         return found
 
     def _check_state(self, status: str) -> None:
-        if status.endswith("_IN_PROGRESS"):
+        # Of a change set that was never carried out: a stack of nothing.
+        if status.endswith("_IN_PROGRESS") and status != "REVIEW_IN_PROGRESS":
             raise StackError(f"{self._name} is busy ({status}): try again when that has ended")
-        if status in {"ROLLBACK_COMPLETE", "ROLLBACK_FAILED", "CREATE_FAILED", "DELETE_FAILED"}:
+        if status in HOPELESS:
             raise StackError(f"{self._name} cannot be changed any more ({status}): undeploy it, then deploy it again")
         if status == "UPDATE_ROLLBACK_FAILED":
             raise StackError(f"{self._name} is stuck ({status}): continue its rollback in the CloudFormation console")

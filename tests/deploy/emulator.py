@@ -1,8 +1,13 @@
 """AWS on this machine for the tests of the deployment: moto, and the template as far as moto's CloudFormation goes."""
 
 import json
+import os
+import subprocess
+import sys
+from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -30,13 +35,13 @@ class LocalSession:
     region_name = REGION
 
     def __init__(self, url: str) -> None:
-        self._url = url
+        self.url = url
 
     def client(self, service: str, **options: Any) -> Any:
         """Return a client of moto."""
         return boto3.client(  # type: ignore[call-overload]
             service,
-            endpoint_url=self._url,
+            endpoint_url=self.url,
             region_name=self.region_name,
             aws_access_key_id="local",
             aws_secret_access_key="local",
@@ -60,6 +65,53 @@ def moto() -> Iterator[LocalSession]:
         moto_api_backend.reset()
 
 
+def as_lambda(folder: Path, handler: str, variables: Mapping[str, str], url: str, event: Mapping[str, Any]) -> Any:
+    """Run a function as Lambda does, in a process of its own with its code and variables; return its answer."""
+    module, _, function = handler.rpartition(".")
+    call = (
+        f"import json, sys, types\nfrom {module} import {function}\n"
+        "context = types.SimpleNamespace(aws_request_id='r', get_remaining_time_in_millis=lambda: 20_000)\n"
+        f"print(json.dumps({function}(json.loads(sys.argv[1]), context)))"
+    )
+    command = [sys.executable, "-c", call, json.dumps(event)]
+    environment = {**environment_of(url), **variables, "TMPDIR": str(folder)}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=30)
+    assert done.returncode == 0, done.stderr
+    # What comes before is its log.
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def environment_of(url: str) -> dict[str, str]:
+    """Return the variables that lead any program to this AWS, and to no other."""
+    return {
+        "AWS_ENDPOINT_URL": url,
+        "AWS_REGION": REGION,
+        "AWS_ACCESS_KEY_ID": "local",
+        "AWS_SECRET_ACCESS_KEY": "local",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    }
+
+
+def event_of(*records: bytes) -> dict[str, Any]:
+    """Return these records as Lambda gives them to a function."""
+    return {
+        "Records": [
+            {
+                "eventID": f"shardId-000000000000:{number}",
+                "eventSourceARN": f"arn:aws:kinesis:{REGION}:123456789012:stream/s",
+                "kinesis": {
+                    "sequenceNumber": str(number),
+                    "partitionKey": "7",
+                    "approximateArrivalTimestamp": 1_700_000_000.0,
+                    "data": b64encode(record).decode(),
+                },
+            }
+            for number, record in enumerate(records, 1)
+        ]
+    }
+
+
 def for_moto(document: Mapping[str, Any] = DOCUMENT) -> dict[str, Any]:
     """Return the template without what moto cannot make, and without what refers to that."""
     missing = {name for name, resource in document["Resources"].items() if resource["Type"] in NOT_IN_MOTO}
@@ -70,6 +122,11 @@ def for_moto(document: Mapping[str, Any] = DOCUMENT) -> dict[str, Any]:
             kept[name]["Properties"] = _without(resource.get("Properties", {}), missing)
     # It would be of the alarms, which are missing.
     kept["Dashboard"]["Properties"]["DashboardBody"] = "{}"
+    # CloudFormation makes texts of the numbers there, and moto gives them on as they come.
+    variables = kept["DDBEventProcessor"]["Properties"]["Environment"]["Variables"]
+    for name, value in variables.items():
+        if isinstance(value, dict) and "Ref" in value:
+            variables[name] = {"Fn::Sub": f"${{{value['Ref']}}}"}
     # CloudFormation makes a truth value of the text "false", and moto takes it for true.
     kept["EventDataTable"]["Properties"]["DeletionProtectionEnabled"] = False
     outputs = {name: output for name, output in document["Outputs"].items() if not references(output) & missing}

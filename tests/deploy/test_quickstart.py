@@ -1,25 +1,21 @@
 import base64
 import json
 import lzma
-import os
 import re
-import subprocess
-import sys
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 from zipfile import ZipFile
 
-import boto3
 import pytest
 from cfnlint.api import lint_file
 from cfnlint.config import ManualArgs
 
 from deploy.package import CODE
 from deploy.quickstart import FUNCTION, LEFT_OUT, MOST_BYTES, as_yaml, bare, modules, quickstart
-from local.table import create_table, dynamodb
 from local.template import Template, load
+from tests.deploy.emulator import as_lambda, event_of, moto
 from tests.deploy.rendering import CODE as ARTIFACT
 from tests.deploy.rendering import DOCUMENT, combinations, symbol
 
@@ -107,51 +103,16 @@ def test_bare_program_is_the_same_program() -> None:
 
 def test_code_carries_a_post_into_the_table(tmp_path: Path) -> None:
     """Started as Lambda does it, as module index in an empty folder, the code inside stores a post."""
-    template = load()
     post = {"data": {"id": "1234567890123456789", "text": "水車", "author_id": "7"}}
-    record = {
-        "eventID": "shardId-000000000000:1",
-        "eventSourceARN": "arn:aws:kinesis:us-east-1:123456789012:stream/s",
-        "kinesis": {
-            "sequenceNumber": "1",
-            "partitionKey": "7",
-            "approximateArrivalTimestamp": 1_700_000_000.0,
-            "data": base64.b64encode(json.dumps(post).encode()).decode(),
-        },
-    }
     (tmp_path / "index.py").write_text(INLINE, encoding="utf-8")
-    call = (
-        "import index, json, sys, types\n"
-        "context = types.SimpleNamespace(aws_request_id='r', get_remaining_time_in_millis=lambda: 20_000)\n"
-        "print(json.dumps(index.handle(json.loads(sys.argv[1]), context)))"
-    )
-    with dynamodb() as url:
-        table = create_table(url, template, "mill")
-        environment = {
-            "TABLE": table,
-            "QUARANTINE": str(tmp_path / "quarantine"),
-            "AWS_ENDPOINT_URL_DYNAMODB": url,
-            "AWS_REGION": "us-east-1",
-            "AWS_ACCESS_KEY_ID": "local",
-            "AWS_SECRET_ACCESS_KEY": "local",
-            "AWS_CONFIG_FILE": os.devnull,
-            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-            "TMPDIR": str(tmp_path),
-        }
-        command = [sys.executable, "-c", call, json.dumps({"Records": [record]})]
-        done = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=30
-        )
-        assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout.splitlines()[-1]) == {"batchItemFailures": []}
-        client = boto3.client(
-            "dynamodb",
-            endpoint_url=url,
-            region_name="us-east-1",
-            aws_access_key_id="local",
-            aws_secret_access_key="local",
-        )
-        item = client.get_item(TableName=table, Key={"Id": {"S": "1234567890123456789"}})["Item"]
+    with moto() as session:
+        client = session.client("dynamodb")
+        client.create_table(**load().table_definition("mill"))
+        variables = {"TABLE": "mill-EventData", "QUARANTINE": str(tmp_path / "quarantine")}
+        event = event_of(json.dumps(post).encode())
+        handler = QUICK["Resources"][FUNCTION]["Properties"]["Handler"]
+        assert as_lambda(tmp_path, handler, variables, session.url, event) == {"batchItemFailures": []}
+        item = client.get_item(TableName="mill-EventData", Key={"Id": {"S": "1234567890123456789"}})["Item"]
     assert item["Message"] == {"S": "水車"}
     assert (tmp_path / "processor.zip").is_file()
 

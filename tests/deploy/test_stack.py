@@ -1,13 +1,29 @@
+import json
+import time
 from collections.abc import Iterator, Mapping
+from io import BytesIO, StringIO
 from itertools import count
+from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 from botocore.exceptions import ClientError
 
 from deploy.package import package
 from deploy.stack import KEPT, POLL_SECONDS, Stack, StackError
-from tests.deploy.emulator import NOT_IN_MOTO, LocalSession, as_text, for_moto, moto
+from processor.__main__ import main as console
+from processor.items import SNOWFLAKE_EPOCH_MILLISECONDS, SNOWFLAKE_SEQUENCE_BITS
+from tests.deploy.emulator import (
+    NOT_IN_MOTO,
+    LocalSession,
+    as_lambda,
+    as_text,
+    environment_of,
+    event_of,
+    for_moto,
+    moto,
+)
 from tests.deploy.rendering import DOCUMENT, FULL, references
 
 DECLARED = DOCUMENT["Parameters"]
@@ -122,7 +138,8 @@ def parameters_of(session: LocalSession) -> dict[str, str]:
         "ProducerVpc": ec2.describe_vpcs()["Vpcs"][0]["VpcId"],
         "ProducerSubnets": ",".join(subnet["SubnetId"] for subnet in ec2.describe_subnets()["Subnets"]),
     }
-    return {name: str(value) for name, value in {**FULL, **network, "PermissionsBoundaryArn": ""}.items()}
+    posts = {"IdPointer": "", "TimePointer": ""}
+    return {name: str(value) for name, value in {**FULL, **network, **posts, "PermissionsBoundaryArn": ""}.items()}
 
 
 def everything(session: LocalSession) -> dict[str, list[str]]:
@@ -159,7 +176,7 @@ class TestInMoto:
         assert gone == {"CredentialsSecretArn", "CredentialsCommand"}
         assert references(for_moto()["Resources"]) & DOCUMENT["Resources"].keys() <= for_moto()["Resources"].keys()
 
-    def test_stack_is_made_works_and_is_deleted(self, session: LocalSession) -> None:
+    def test_stack_is_made_works_and_is_deleted(self, session: LocalSession, tmp_path: Path) -> None:
         """All of it is made with the names that were promised, and nothing stays behind but what moto cannot delete."""
         lines: list[str] = []
         stack = Stack("Mill", session.client("cloudformation"), say=lines.append)
@@ -190,6 +207,7 @@ class TestInMoto:
         }
         self.check_mapping(session)
         self.check_service(session, outputs)
+        self.check_function(session, tmp_path)
         table = session.client("dynamodb").describe_table(TableName=outputs["TableName"])["Table"]
         assert {index["IndexName"] for index in table["GlobalSecondaryIndexes"]} == {"ByAuthor", "ByTime"}
 
@@ -198,6 +216,28 @@ class TestInMoto:
         assert left.keys() == {"policy", "cluster"}
         assert lines[-1].split()[0] == "DELETE_COMPLETE"
         assert stack.outputs() == {}
+
+    @staticmethod
+    def check_function(session: LocalSession, folder: Path) -> None:
+        """The deployed code, with what the stack tells it, stores a post and keeps what is none; both are found."""
+        function = session.client("lambda").get_function_configuration(FunctionName="Mill-DDBEventProcessor")
+        with ZipFile(BytesIO(session.client("s3").get_object(Bucket="code", Key="1.zip")["Body"].read())) as code:
+            code.extractall(folder)
+        # The console shows nothing that has expired, so it is a post of now.
+        post_id = str((int(time.time() * 1000) - SNOWFLAKE_EPOCH_MILLISECONDS) << SNOWFLAKE_SEQUENCE_BITS)
+        post = {"data": {"id": post_id, "text": "水車", "author_id": "7"}}
+        event = event_of(json.dumps(post).encode(), b"poison")
+        variables = function["Environment"]["Variables"]
+        answer = as_lambda(folder, function["Handler"], variables, session.url, event)
+        assert answer == {"batchItemFailures": []}
+        output = StringIO()
+        where = environment_of(session.url)
+        assert console(["--stack", "Mill", "get", post_id], where, output=output, errors=StringIO()) == 0
+        assert json.loads(output.getvalue())["Message"] == "水車"
+        place = variables["QUARANTINE"].removeprefix("s3://").partition("/")
+        (kept,) = session.client("s3").list_objects_v2(Bucket=place[0], Prefix=place[2])["Contents"]
+        assert kept["Key"].endswith("/2-0.json")
+        session.client("s3").delete_object(Bucket=place[0], Key=kept["Key"])  # as the cleanup does
 
     @staticmethod
     def check_mapping(session: LocalSession) -> None:
@@ -293,6 +333,7 @@ class TestDeploy:
         [
             ("UPDATE_IN_PROGRESS", "try again when that has ended"),
             ("ROLLBACK_COMPLETE", "undeploy it"),
+            ("REVIEW_IN_PROGRESS", "undeploy it"),
             ("DELETE_FAILED", "undeploy it"),
             ("UPDATE_ROLLBACK_FAILED", "continue its rollback"),
         ],
