@@ -31,7 +31,9 @@ def events(source: str) -> Iterator[str]:
 def _is_log(function: ast.expr) -> bool:
     if isinstance(function, ast.Name):
         return function.id == "write"
-    return isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name) and function.value.id == "log"
+    if not isinstance(function, ast.Attribute) or function.attr == "is_enabled_for":
+        return False
+    return isinstance(function.value, ast.Name) and function.value.id == "log"
 
 
 EVENTS = sorted({name for path in (ROOT / "service").rglob("*.py") for name in events(path.read_text("utf-8"))})
