@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
-PROGRAMS = ("python", ".venv/bin/", "make", "docker", "aws ", "sed", "cp", "zip", "promtool", "curl", ".ci/")
+PROGRAMS = ("python ", ".venv/bin/", "make ", "docker ", "aws ", "sed ", "cp ", "promtool ", "export ", ".ci/")
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _ASSIGNMENT = re.compile(r"^(?:[A-Z_0-9]+=\S* )*")
 # A link that is no picture of code: [text](target), and <https://...>.
@@ -41,25 +41,32 @@ def blocks(path: Path) -> list[str]:
 
 
 def commands(path: Path) -> list[str]:
-    """Return all commands: the lines of the blocks, and what stands in the text and begins like one."""
+    """Return all commands that begin with one of PROGRAMS: in the lines of the blocks, and in the text."""
     found = []
     for block in blocks(path):
-        lines = block.replace("\\\n", " ").splitlines()
-        found += [" ".join(line.split()) for line in lines if line.strip() and not line.startswith((" ", "#"))]
+        lines = [line.strip() for line in block.replace("\\\n", " ").splitlines()]
+        found += [" ".join(line.split()) for line in lines if _is_command(line)]
     for code in re.findall(r"`([^`]+)`", prose(path)):
         command = " ".join(code.split())
-        if _ASSIGNMENT.sub("", command).startswith(PROGRAMS) and " " in command:
+        if " " in command and _is_command(command):
             found.append(command)
     return found
 
 
+def _is_command(line: str) -> bool:
+    return _ASSIGNMENT.sub("", line).startswith(PROGRAMS)
+
+
 def words(command: str) -> tuple[dict[str, str], list[str]]:
-    """Return the assignments before a command, and its words without comments and redirections."""
-    if substitution := re.fullmatch(r"([A-Z_]+)=(\S*\$\(.*)", command):
-        return {substitution[1]: substitution[2]}, []
-    parts = shlex.split(command, comments=True)
+    """Return the assignments before a command, and its words up to what the shell joins or redirects."""
+    reader = shlex.shlex(command, posix=True, punctuation_chars="|&<>;")
+    reader.whitespace_split = True
+    parts = list(reader)
+    end = next((index for index, part in enumerate(parts) if set(part) <= set("|&<>;")), len(parts))
     environment: dict[str, str] = {}
-    while parts and re.match(r"^[A-Z_0-9]+=", parts[0]):
-        name, _, value = parts.pop(0).partition("=")
+    for part in parts[:end]:
+        if not re.match(r"^[A-Z_0-9]+=", part):
+            break
+        name, _, value = part.partition("=")
         environment[name] = value
-    return environment, parts
+    return environment, parts[len(environment) : end]

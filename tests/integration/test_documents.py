@@ -15,7 +15,8 @@ from tests.docs.documents import DOCUMENTS, commands, words
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
-# `python -m service` alone is the daemon of the pipeline; --help and --version are asked elsewhere.
+# `python -m service` alone is the daemon of the pipeline; --help and --version are asked elsewhere, and what is not ASCII
+# stands for something of the reader's.
 COMMANDS = sorted(
     {
         tuple(parts[2:])
@@ -24,6 +25,7 @@ COMMANDS = sorted(
         if parts[1:2] == ["-m"]
         and parts[2] in {"service", "processor"}
         and parts[3:] not in ([], ["--help"], ["--version"])
+        and "".join(parts).isascii()
     }
 )
 
