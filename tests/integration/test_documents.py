@@ -15,7 +15,7 @@ from tests.docs.documents import DOCUMENTS, commands, words
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
-# `python -m service` alone is the daemon of the pipeline; --help and --version are asked elsewhere, and what is not ASCII
+# `python -m service` alone is the daemon of the pipeline; --help and --version are asked elsewhere; what is not ASCII
 # stands for something of the reader's.
 COMMANDS = sorted(
     {
