@@ -70,7 +70,7 @@ class Gap(msgspec.Struct):
         rate: posts a second before it.
         tries: connects that failed meanwhile.
         backfill_minutes: what was asked for at its end, 0 for none.
-        backfilled: posts written during it that came all the same.
+        backfilled: posts written during it that came all the same, by this backfill or, if it broke off, by the next.
     """
 
     since: float
@@ -209,7 +209,9 @@ class Gaps:
         self._kept_rate = kept.rate
         self._patience = EMPTY_SECONDS
         self._open: Gap | None = None
-        self._filling: Gap | None = None
+        # Gaps whose backfill is under way, or was cut off by the next one; oldest first.
+        self._filling: list[Gap] = []
+        self._backfill_minutes = 0
         last = self._entries[-1] if self._entries else None
         if last is not None and last.until is None:
             self._open = last
@@ -250,7 +252,8 @@ class Gaps:
             gap.until = now
             gap.backfill_minutes = backfill_minutes
             self._seconds += gap.seconds(now)
-            self._filling = gap
+            self._filling.append(gap)
+            self._backfill_minutes = backfill_minutes
             if not backfill_minutes:
                 self._settle(now)
         return gap
@@ -264,10 +267,10 @@ class Gaps:
         self._heard_at = self._post_at = now
         self._patience = EMPTY_SECONDS
         live = len(posts)
-        if self._filling is not None:
-            live -= self._fill(self._filling, posts, now)
+        if self._filling:
+            live -= self._fill(posts, now)
         self._rate.add(live, now)
-        if posts and self._filling is None:
+        if posts and not self._filling:
             written = written_at(posts[-1].id)
             self._lag = max(0.0, now - written) if written is not None else 0.0
 
@@ -281,8 +284,6 @@ class Gaps:
         if self._open is not None:
             self._open.tries += 1
         elif self._heard_at is not None:
-            if self._filling is not None:
-                self._settle(now)
             self._rate.add(0, now)
             self._rate.pause()
             self._begin(self._heard_at if silent else now, reason)
@@ -314,7 +315,9 @@ class Gaps:
         """How much to ask for when connecting now; 0 for none."""
         if self._open is None or self.has_refused(now):
             return 0
-        wanted = (self._open.seconds(now) + self._lag + MARGIN_SECONDS) / 60
+        # A drop during a backfill leaves two gaps to fill.
+        oldest = self._filling[0] if self._filling else self._open
+        wanted = (max(0.0, now - oldest.since) + self._lag + MARGIN_SECONDS) / 60
         return min(BACKFILL_MINUTES, math.ceil(wanted))
 
     def has_refused(self, now: float) -> bool:
@@ -327,9 +330,11 @@ class Gaps:
 
     def settle(self, now: float) -> None:
         """Close the account of a backfill that has had its time; call it now and then."""
-        gap = self._filling
-        if gap is not None and gap.until is not None and now - gap.until > gap.backfill_minutes * 60:
-            self._settle(now)
+        if self._filling and self.is_connected:
+            until = self._filling[-1].until
+            assert until is not None
+            if now - until > self._backfill_minutes * 60:
+                self._settle(now)
 
     def keep(self, kept: Kept) -> None:
         """Write into `kept` what the next run needs."""
@@ -343,21 +348,26 @@ class Gaps:
         self._entries.append(self._open)
         del self._entries[:-GAPS]
 
-    def _fill(self, gap: Gap, posts: Sequence[Post], now: float) -> int:
-        """Count the posts that were written during the gap; the first younger one ends the filling."""
-        assert gap.until is not None
-        # Live posts are younger than this: they too reach the stream some seconds after they were written.
-        edge = gap.until - self._lag
-        times = [written_at(post.id) for post in posts]
-        old = sum(time is not None and time < edge for time in times)
-        gap.backfilled += old
+    def _fill(self, posts: Sequence[Post], now: float) -> int:
+        """Count the posts that were written during gaps, and how many those are; without any, the filling is over."""
+        old = 0
+        for post in posts:
+            written = written_at(post.id)
+            if written is None:
+                continue
+            for gap in self._filling:
+                assert gap.until is not None
+                # Live posts are younger than this: they too reach the stream some seconds after they were written.
+                if written < gap.until - self._lag:
+                    gap.backfilled += 1
+                    old += 1
+                    break
         self.backfilled += old
-        last = times[-1] if times else None
-        if last is not None and last >= edge:
+        # Backfill comes first, then what is live.
+        if not old and any(written_at(post.id) is not None for post in posts):
             self._settle(now)
         return old
 
     def _settle(self, now: float) -> None:
-        if self._filling is not None:
-            self._missed += self._filling.missed(now)
-        self._filling = None
+        self._missed += sum(gap.missed(now) for gap in self._filling)
+        self._filling.clear()

@@ -332,14 +332,29 @@ class TestBackfill:
         assert gaps.missed() == pytest.approx(300, rel=0.01)
 
     def test_a_drop_during_the_backfill(self) -> None:
-        """The account of the first gap is closed with what had come."""
+        """The next one is asked for both gaps, and each gets its own posts."""
+        gaps, now = running()
+        gaps.lost("cut", now)
+        gaps.connected(now + 100, gaps.backfill_minutes(now + 100))
+        gaps.arrived([post(now + second / 10) for second in range(1, 101)], now + 101)
+        gaps.lost("cut", now + 102)
+        gaps.settle(now + 500)
+        assert gaps.missed() == 0, "there is another chance"
+        assert gaps.backfill_minutes(now + 105) == 2
+        gaps.connected(now + 105, 2)
+        gaps.arrived([post(now + second / 10) for second in range(101, 1051)], now + 106)
+        stream(gaps, now + 106, 1)
+        assert [gap.backfilled for gap in gaps.entries] == [999, 50]
+        assert gaps.missed() == pytest.approx(0, abs=5)
+
+    def test_a_drop_before_backfill_was_refused(self) -> None:
+        """Where nothing more is to be expected all accounts are closed."""
         gaps, now = running()
         gaps.lost("cut", now)
         gaps.connected(now + 30, 1)
-        gaps.arrived([post(now + second / 10) for second in range(1, 101)], now + 31)
-        gaps.lost("cut", now + 32)
-        assert gaps.missed() == pytest.approx(200, abs=5)
-        assert [gap.backfilled for gap in gaps.entries] == [100, 0]
+        gaps.lost("cut", now + 31)
+        gaps.connected(now + 41, 0)
+        assert gaps.missed() == pytest.approx(400, rel=0.01)
 
     def test_posts_without_a_time(self) -> None:
         """Ids that are not X's neither count nor end the account."""
