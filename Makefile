@@ -73,7 +73,7 @@ dashboards: setup-dev ## write deploy/grafana/dashboards/*.json anew
 
 # uv resolves for every supported Python at once; the files it writes hold versions and hashes, no addresses.
 lock: ## write requirements/*.txt anew from pyproject.toml
-	for set in daemon demo dev; do \
+	for set in daemon demo dev traces; do \
 	  group=$$( [ $$set = daemon ] || echo "--group $$set" ); \
 	  uv pip compile pyproject.toml $$group --universal --python-version 3.11 --upgrade --generate-hashes \
 	    --no-strip-extras --no-annotate --no-header --quiet -o requirements/$$set.txt; \

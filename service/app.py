@@ -33,7 +33,7 @@ from service.journal import Journal, JournalError
 from service.kinesis import Kinesis, KinesisError
 from service.metrics import Buffer, Inside, Metrics, new_registry
 from service.rules import RulesError
-from service.sender import Sender
+from service.sender import Sender, Sink
 from service.source import Source
 from service.stdin import Stdin
 
@@ -49,6 +49,8 @@ LOOK_SECONDS = 1.0
 # A post that was dropped for one of these may come again, by backfill.
 NO_ROOM = {DropReason.MEMORY_FULL, DropReason.JOURNAL_FULL, DropReason.DISK_FAILED}
 
+# OpenTelemetry's own; one of them says that traces are wanted.
+TRACE_SETTINGS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 # AWS' own have 40 characters and more.
 SHORTEST_AWS_SECRET = 16
 
@@ -128,7 +130,7 @@ class Daemon:
                 await kinesis.probe()
                 sender = Sender(
                     self._producer,
-                    kinesis,
+                    self._traced(kinesis, stack),
                     observer=self._metrics,
                     on_outcomes=self._on_outcomes,
                     on_sink=lambda ok, reason: self._health.set("kinesis", ok, reason),
@@ -146,6 +148,19 @@ class Daemon:
             await self._carry(sender, stopped)
             await self._leave()
         log.info("stopped", **self._totals)
+
+    def _traced(self, kinesis: Kinesis, stack: AsyncExitStack) -> Sink:
+        """Put OpenTelemetry around Kinesis where it is wanted and there."""
+        if not any(self._environ.get(name) for name in TRACE_SETTINGS):
+            return kinesis
+        try:
+            from service.traces import Traces  # noqa: PLC0415 - an extra, and half a second of imports
+        except ImportError as error:
+            log.warning("traces_off", reason=str(error), way_out="install requirements/traces.txt")
+            return kinesis
+        traces = Traces(kinesis, self._settings.stream, asyncio.get_running_loop().time)
+        stack.push_async_callback(traces.close)
+        return traces
 
     async def _open_journal(self, stack: AsyncExitStack) -> None:
         settings = self._settings
