@@ -186,10 +186,11 @@ OVERVIEW = Board(
                 },
             ),
             Panel(
-                "Signs of life",
-                "Keep-alives a second; X sends one in 20 s at least. They show that a silent connection is not dead.",
-                RATE,
-                {"sum by (instance) (rate(millrace_stream_keep_alives_total{$s}[5m]))": "{{instance}}"},
+                "Silence",
+                "Seconds since X last sent anything; it does so in 20 s at least. After 30 s a new connection is made.",
+                SECONDS,
+                {"time() - millrace_stream_signal_timestamp_seconds{$s}": "{{instance}}"},
+                bad_from=30,
             ),
         ],
         "Inside": [
@@ -287,6 +288,20 @@ OVERVIEW = Board(
                 RATE,
                 {_rate("flushes_total", "reason"): "{{reason}}"},
                 "stacked",
+            ),
+            Panel(
+                "Records per request",
+                "Records that a PutRecords request carries; 500 at most. With one lane a shard: one for each shard.",
+                COUNT,
+                _quantiles("put_request_records"),
+                width=12,
+            ),
+            Panel(
+                "Bytes per request",
+                "Data and partition keys of a PutRecords request; 10 MiB at most.",
+                BYTES,
+                _quantiles("put_request_bytes"),
+                width=12,
             ),
         ],
         "Lost, repeated, paid": [

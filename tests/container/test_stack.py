@@ -1,12 +1,15 @@
 """The compose file as a newcomer starts it: posts flow, and stopping or killing the daemon loses none."""
 
+import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Callable
 
 import pytest
 
-from tests.container.stack import SERVICES, Stack, docker, inspect, moment, wait_for
+from tests.container.stack import ROOT, SERVICES, Stack, docker, inspect, moment, wait_for
+from tests.docs.documents import commands, words
 
 pytestmark = [pytest.mark.integration, pytest.mark.container, pytest.mark.timeout(400)]
 
@@ -25,6 +28,23 @@ def test_posts_reach_the_table(stack: Stack, tell: Callable[[str], None]) -> Non
 
     assert stack.seconds_to_first_post < FIRST_POST_SECONDS
     wait_for("more posts are in the table", lambda: len(stack.ids()) > before)
+
+
+def test_the_table_can_be_looked_into_as_the_readme_says(stack: Stack) -> None:
+    """Its command, with this stack's port in place of the usual one, shows posts."""
+    [(variables, parts)] = [
+        (variables, parts)
+        for variables, parts in map(words, commands(ROOT / "README.md"))
+        if "AWS_ENDPOINT_URL" in variables
+    ]
+    assert variables["AWS_ENDPOINT_URL"] == "http://127.0.0.1:4566"
+    variables["AWS_ENDPOINT_URL"] = stack.url("aws", 4566)
+    shown = subprocess.run(
+        [sys.executable, *parts[1:]], cwd=ROOT, env=variables, capture_output=True, text=True, check=False
+    )
+
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout.count("\n") >= 5
 
 
 @pytest.mark.parametrize("service", SERVICES)

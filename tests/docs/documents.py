@@ -44,8 +44,8 @@ def commands(path: Path) -> list[str]:
     """Return all commands that begin with one of PROGRAMS: in the lines of the blocks, and in the text."""
     found = []
     for block in blocks(path):
-        lines = [line.strip() for line in block.replace("\\\n", " ").splitlines()]
-        found += [" ".join(line.split()) for line in lines if _is_command(line)]
+        lines = [" ".join(line.split()) for line in block.replace("\\\n", " ").splitlines()]
+        found += filter(_is_command, lines)
     for code in re.findall(r"`([^`]+)`", prose(path)):
         command = " ".join(code.split())
         if " " in command and _is_command(command):

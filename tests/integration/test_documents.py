@@ -21,8 +21,9 @@ COMMANDS = sorted(
     {
         tuple(parts[2:])
         for path in DOCUMENTS
-        for _, parts in map(words, commands(path))
-        if parts[1:2] == ["-m"]
+        for variables, parts in map(words, commands(path))
+        if not variables  # those are of the compose file: tests/container
+        and parts[1:2] == ["-m"]
         and parts[2] in {"service", "processor"}
         and parts[3:] not in ([], ["--help"], ["--version"])
         and "".join(parts).isascii()
