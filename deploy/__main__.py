@@ -1,8 +1,9 @@
 """
-Deploys the stack and deletes it. `make deploy` and `make undeploy` call this.
+Deploys the stack and deletes it; `make deploy` and `make undeploy` call this.
 
     python -m deploy up STACK [Parameter=Value ...]     make the stack, or change it; parameters keep their values
     python -m deploy down STACK                         delete it, and the code that was uploaded for it
+    python -m deploy env STACK                          the daemon's credentials, region and stream, as lines of .env
     python -m deploy quickstart FILE                    write a template with the code inside, for the console
 
 Credentials and region are botocore's own: AWS_PROFILE, AWS_REGION, ...
@@ -10,7 +11,9 @@ Credentials and region are botocore's own: AWS_PROFILE, AWS_REGION, ...
 Exit codes: 0; 1 something failed, said in one line; 2 the command is not usable.
 """
 
+import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
@@ -62,14 +65,27 @@ def down(name: str, session: Any, say: Callable[[str], None]) -> None:
     say(f"{name} is gone" + ("" if gone else f"; {bucket.name} stays for other stacks"))
 
 
+def variables(name: str, session: Any, say: Callable[[str], None]) -> None:
+    """Say what the secret of the stack's client holds, for a shell or a file of environment variables."""
+    outputs = Stack(name, session.client("cloudformation")).outputs()
+    if not outputs:
+        raise StackError(f"there is no stack {name} in {session.region_name}")
+    if "CredentialsSecretArn" not in outputs:
+        raise StackError(f"{name} has no client of its own (CreateClient is false): the daemon runs under a role")
+    secret = session.client("secretsmanager").get_secret_value(SecretId=outputs["CredentialsSecretArn"])
+    for key, value in json.loads(secret["SecretString"]).items():
+        say(f"{key}={shlex.quote(value)}")
+
+
 def next_steps(name: str, outputs: Mapping[str, str]) -> list[str]:
     """Return the outputs of the stack, and the commands that come next."""
     lines = ["", *(f"  {key:<20} {value}" for key, value in outputs.items()), "", "Next:"]
     if "ProducerService" in outputs:
-        lines += [f"  aws logs tail /millrace/{name} --follow", "    what the daemon says; it runs already"]
+        lines += [f"  look into the log group /millrace/{name}", "    what the daemon says; it runs already"]
     else:
         if "CredentialsCommand" in outputs:
-            lines += [f"  {outputs['CredentialsCommand']}", "    shows the first four variables of the daemon"]
+            lines += [f'  set -a; eval "$(.venv/bin/python -m deploy env {name})"; set +a']
+            lines += ["    the daemon's credentials, region and stream, into this shell"]
         else:
             lines += [
                 f"  export AWS_REGION={outputs.get('Region')} MILLRACE_STREAM={outputs.get('StreamName')}",
@@ -98,6 +114,8 @@ def main(arguments: Sequence[str], *, session: Any = None, template: str | None 
                 up(name, parameters, session or _session(), text, _say)
             case ["down", name]:
                 down(name, session or _session(), _say)
+            case ["env", name]:
+                variables(name, session or _session(), _say)
             case ["quickstart", file]:
                 Path(file).write_text(quickstart(), encoding="utf-8")
             case _:

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -109,21 +110,52 @@ def test_quickstart_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err.count("\n") == 1
 
 
+class TestEnv:
+    def stack(self, session: LocalSession, **outputs: str) -> None:
+        """Make a stack with these outputs."""
+        document = {
+            "Resources": {"Topic": {"Type": "AWS::SNS::Topic"}},
+            "Outputs": {name: {"Value": value} for name, value in {"Region": "eu-west-1", **outputs}.items()},
+        }
+        session.client("cloudformation").create_stack(StackName="mill", TemplateBody=json.dumps(document))
+
+    def test_variables_are_lines_for_a_shell(self, session: LocalSession, capsys: pytest.CaptureFixture[str]) -> None:
+        """What the secret holds is printed under its names, in quotes where a shell needs them."""
+        text = json.dumps({"AWS_ACCESS_KEY_ID": "AKIA", "AWS_SECRET_ACCESS_KEY": "a/b+c=", "MILLRACE_STREAM": "my s"})
+        secret = session.client("secretsmanager").create_secret(Name="client", SecretString=text)
+        self.stack(session, CredentialsSecretArn=secret["ARN"])
+        assert main(["env", "mill"], session=session) == 0
+        assert (
+            capsys.readouterr().out == "AWS_ACCESS_KEY_ID=AKIA\nAWS_SECRET_ACCESS_KEY=a/b+c=\nMILLRACE_STREAM='my s'\n"
+        )
+
+    def test_stack_without_a_client_has_none(self, session: LocalSession, capsys: pytest.CaptureFixture[str]) -> None:
+        """Where there is no user, there is nothing to print but why."""
+        self.stack(session)
+        assert main(["env", "mill"], session=session) == 1
+        assert "CreateClient is false" in capsys.readouterr().err
+
+    def test_stack_that_is_not_there_is_told(self, session: LocalSession, capsys: pytest.CaptureFixture[str]) -> None:
+        """A wrong name or region is said in a line, with the region."""
+        assert main(["env", "mill"], session=session) == 1
+        assert "there is no stack mill in eu-west-1" in capsys.readouterr().err
+
+
 class TestNextSteps:
     def test_client_gets_its_credentials(self) -> None:
         """Where there is a client, the command that shows its secret comes first; the secret itself never."""
         steps = next_steps("mill", {"TableName": "mill-EventData", "CredentialsCommand": "aws secretsmanager ..."})
-        assert steps[steps.index("Next:") + 1] == "  aws secretsmanager ..."
+        assert steps[steps.index("Next:") + 1] == '  set -a; eval "$(.venv/bin/python -m deploy env mill)"; set +a'
         assert any("service check" in line for line in steps)
 
     def test_service_needs_no_daemon(self) -> None:
         """Where the daemon is a service, it is looked at instead of started."""
         steps = next_steps("mill", {"ProducerService": "service", "CredentialsCommand": "aws secretsmanager ..."})
-        assert "  aws logs tail /millrace/mill --follow" in steps
+        assert "  look into the log group /millrace/mill" in steps
         assert not any("python -m service" in line for line in steps)
 
     def test_role_needs_no_credentials(self) -> None:
         """Without a client, the daemon runs with what it has."""
         steps = next_steps("mill", {"TableName": "mill-EventData"})
         assert any("service check" in line for line in steps)
-        assert not any("secretsmanager" in line for line in steps)
+        assert not any("deploy env" in line for line in steps)
