@@ -142,7 +142,7 @@ async def _check_x(settings: Settings, report: Report) -> None:
             report.bad("x rules", problem)
         return
     report.well("x token", "X takes it")
-    present = len(changes.keep) + len(changes.delete) + len(changes.replace)
+    present = len(changes.delete) + len(changes.others)
     if settings.rules:
         report.well(
             "x rules", f"{len(changes.keep)} of {len(settings.rules)} wanted rules are there; run makes the rest"
@@ -185,7 +185,7 @@ async def rules(settings: Settings, *, apply: bool, all_owners: bool) -> int:
             print(line, file=sys.stderr)
         return 1
     if not settings.rules:
-        for rule in [*changes.keep, *changes.delete]:
+        for rule in [*changes.delete, *changes.others]:
             print(f"  {rule.value}  [{rule.tag}]")
         print("no rules are wanted, so X's stay as they are: set MILLRACE_RULES or MILLRACE_RULES_FILE")
         return 0
@@ -198,6 +198,8 @@ async def rules(settings: Settings, *, apply: bool, all_owners: bool) -> int:
     ):
         for rule in group:
             print(f"{sign} {rule.value}  [{rule.tag}]")
+    for rule in changes.others:
+        print(f"  {rule.value}  [{rule.tag}]  of another owner; --all-owners would delete it")
     if not changes.is_empty:
         print("made" if apply else "not made: add --apply")
     return 0

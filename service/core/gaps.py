@@ -27,6 +27,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from service.core.reconnect import Reason
 from service.core.records import Post
 
 # X's ids count milliseconds from this moment, in seconds since 1970, above 22 bits of other things.
@@ -254,7 +255,8 @@ class Gaps:
             self._seconds += gap.seconds(now)
             self._filling.append(gap)
             self._backfill_minutes = backfill_minutes
-            if not backfill_minutes:
+            # Whether an empty connection had a reason to be one shows only now.
+            if not backfill_minutes and gap.reason != Reason.EMPTY:
                 self._settle(now)
         return gap
 
@@ -284,15 +286,18 @@ class Gaps:
         if self._open is not None:
             self._open.tries += 1
         elif self._heard_at is not None:
-            self._rate.add(0, now)
-            self._rate.pause()
+            if not silent:
+                self._rate.add(0, now)
             self._begin(self._heard_at if silent else now, reason)
+            self._rate.pause()
 
     def lost_empty(self, reason: str, now: float) -> None:
         """The connection is given up because it is empty: the gap began with the last post."""
         self._patience *= 2
-        self._heard_at = self._post_at
-        self.lost(reason, now, silent=True)
+        self._begin(self._post_at, reason)
+        # It may have fallen silent for a good reason: then less is to be expected from now on.
+        self._rate.add(0, now)
+        self._rate.pause()
 
     def rules_changed(self) -> None:
         """What is to be expected is not known any more."""
@@ -333,7 +338,7 @@ class Gaps:
         if self._filling and self.is_connected:
             until = self._filling[-1].until
             assert until is not None
-            if now - until > self._backfill_minutes * 60:
+            if now - until > max(self._backfill_minutes * 60, EMPTY_SECONDS):
                 self._settle(now)
 
     def keep(self, kept: Kept) -> None:
@@ -369,5 +374,9 @@ class Gaps:
         return old
 
     def _settle(self, now: float) -> None:
+        for gap in self._filling:
+            if gap.reason == Reason.EMPTY and gap.until is not None and now - gap.until > EMPTY_SECONDS:
+                # The new connection brought nothing either: posts have become rare, and none was missed.
+                gap.rate = 0.0
         self._missed += sum(gap.missed(now) for gap in self._filling)
         self._filling.clear()

@@ -43,13 +43,15 @@ class Changes(NamedTuple):
     """
     The difference, in the order in which it is to be made: add, replace, delete. Tags are as X has them.
 
-    `shared` are those of `keep` that belong to another owner.
+    `others` are those that belong to another owner and are neither wanted nor to go; `shared` are those of `keep` that
+    belong to another owner.
     """
 
     add: list[Rule]
     replace: list[Replacement]
     delete: list[Rule]
     keep: list[Rule]
+    others: Sequence[Rule] = ()
 
     @property
     def shared(self) -> list[Rule]:
@@ -69,7 +71,10 @@ def compare(wanted: Sequence[Rule], present: Sequence[Rule], *, all_owners: bool
     With `all_owners`, rules of others that are not wanted are deleted too.
     """
     by_value = {rule.value: rule for rule in present}
-    changes = Changes([], [], [], [])
+    values = {rule.value for rule in wanted}
+    unwanted = [rule for rule in present if rule.value not in values]
+    delete = [rule for rule in unwanted if rule.is_ours or all_owners]
+    changes = Changes([], [], delete, [], tuple(rule for rule in unwanted if rule not in delete))
     for rule in wanted:
         new = Rule(rule.value, TAG_PREFIX + rule.tag)
         old = by_value.get(rule.value)
@@ -79,6 +84,4 @@ def compare(wanted: Sequence[Rule], present: Sequence[Rule], *, all_owners: bool
             changes.replace.append(Replacement(old, new))
         else:
             changes.keep.append(old)
-    values = {rule.value for rule in wanted}
-    changes.delete.extend(rule for rule in present if (rule.is_ours or all_owners) and rule.value not in values)
     return changes

@@ -11,9 +11,11 @@ from aiohttp import web
 from local.kinesis.server import LocalKinesis
 from local.x_api.server import XApi
 from local.x_api.settings import Settings as XSettings
-from service.check import Report, check, check_clock, check_disk
+from service.check import Report, check, check_clock, check_disk, gaps, rules
 from service.config import load
+from service.core.gaps import Gap, Kept
 from service.core.limits import MIB
+from service.state import StateFile
 
 TOKEN = "a-token"
 
@@ -195,3 +197,75 @@ class TestClock:
         await check_clock("http://127.0.0.1:1", report)
         assert report.failures == 0
         assert said()["clock"] == "ok: not compared: http://127.0.0.1:1 does not say the time"
+
+
+async def add_rule(x: XApi, value: str, tag: str) -> None:
+    """Have another client add a rule at X."""
+    x.rules.change({"add": [{"value": value, "tag": tag}]}, dry_run=False, delete_all=False)
+
+
+class TestRules:
+    async def ask(self, x: XApi, wanted: str, *, apply: bool = False, all_owners: bool = False) -> int:
+        environ = {"MILLRACE_STREAM": "posts", "MILLRACE_X_URL": x.url, "MILLRACE_BEARER_TOKEN": TOKEN}
+        return await rules(load(environ | {"MILLRACE_RULES": wanted}), apply=apply, all_owners=all_owners)
+
+    async def test_the_difference(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """What is missing, what is too much, and what belongs to somebody else; nothing is changed without --apply."""
+        async with XApi(settings=XSettings(tokens=(TOKEN,))) as x:
+            await add_rule(x, "old", "millrace:")
+            await add_rule(x, "weather", "somebody")
+            assert await self.ask(x, "coffee") == 0
+            shown = "+ coffee  [millrace:]\n- old  [millrace:]\n  weather  [somebody]  of another owner"
+            assert capsys.readouterr().out.startswith(shown)
+            assert len(x.rules) == 2
+            assert await self.ask(x, "coffee", apply=True) == 0
+            assert capsys.readouterr().out.endswith("made\n")
+            assert len(x.rules) == 2
+            assert await self.ask(x, "coffee", apply=True, all_owners=True) == 0
+            assert capsys.readouterr().out == "- weather  [somebody]\n  coffee  [millrace:]\nmade\n"
+            assert len(x.rules) == 1
+
+    async def test_no_rules_are_wanted(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """X's are shown, all of them, and --apply deletes none."""
+        async with XApi(settings=XSettings(tokens=(TOKEN,))) as x:
+            await add_rule(x, "old", "millrace:")
+            await add_rule(x, "weather", "somebody")
+            assert await self.ask(x, "", apply=True) == 0
+            assert len(x.rules) == 2
+        out = capsys.readouterr().out
+        assert "  old  [millrace:]" in out
+        assert "  weather  [somebody]" in out
+        assert "MILLRACE_RULES" in out
+
+    async def test_a_rule_that_x_refuses(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """A line in X's words, and exit code 1."""
+        async with XApi(settings=XSettings(tokens=(TOKEN,))) as x:
+            assert await self.ask(x, "-tea", apply=True) == 1
+        assert capsys.readouterr().err.startswith("X refuses the rule '-tea'")
+
+
+class TestGaps:
+    async def test_a_list(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """A line for each, the oldest first; one may last."""
+        entries = [Gap(0.0, "cut", 10.0, 30.5, 2, 1, 250), Gap(time() - 60, "unauthorized", 1.0)]
+        await StateFile(tmp_path).save(Kept(gaps=entries))
+        environ = {"MILLRACE_STREAM": "p", "MILLRACE_BEARER_TOKEN": TOKEN, "MILLRACE_JOURNAL": str(tmp_path)}
+        assert gaps(load(environ)) == 0
+        _, first, second = capsys.readouterr().out.splitlines()
+        assert first.split() == ["1970-01-01T00:00:00Z", "1970-01-01T00:00:30Z", "30.5", "55", "250", "cut"]
+        assert second.split()[1:3] == ["it", "lasts"]
+        assert second.endswith("unauthorized")
+
+    def test_without_a_journal(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """A line that says where else to look, and exit code 1."""
+        environ = {"MILLRACE_STREAM": "p", "MILLRACE_BEARER_TOKEN": TOKEN, "MILLRACE_JOURNAL": "off"}
+        assert gaps(load(environ)) == 1
+        assert "/status" in capsys.readouterr().err
+
+
+async def test_rules_of_others_are_enough(said: Callable[[], dict[str, str]]) -> None:
+    """A filtered stream needs a rule, whoever has put it there."""
+    async with XApi(settings=XSettings(tokens=(TOKEN,))) as x:
+        await add_rule(x, "weather", "somebody")
+        assert await run(x) == 0
+    assert said()["x rules"] == "ok: none are wanted, so the 1 that X has are used"

@@ -77,3 +77,7 @@ def test_making_the_changes_leads_to_the_wanted_rules(
         Rule(rule.value, rule.tag.removeprefix(TAG_PREFIX)) for rule in after if rule.is_ours
     }
     assert compare(wanted, after).is_empty
+    assert list(changes.others) == [rule for rule in present if not rule.is_ours and rule not in changes.keep]
+    everything = compare(wanted, present, all_owners=True)
+    assert list(everything.others) == []
+    assert [*changes.delete, *changes.others] == sorted(everything.delete, key=lambda rule: rule not in changes.delete)

@@ -404,6 +404,25 @@ class TestEmpty:
                 gaps.connected(now + 1)
         assert 5 < tries < 15
 
+    def test_a_new_connection_that_brings_posts_proves_the_old_one_was_broken(self) -> None:
+        """What was to be expected of it was missed."""
+        gaps, now = running()
+        gaps.lost_empty("empty", now + EMPTY_SECONDS)
+        gaps.connected(now + EMPTY_SECONDS)
+        gaps.settle(now + EMPTY_SECONDS + 1)
+        assert gaps.missed() == 0, "it is not known yet"
+        stream(gaps, now + EMPTY_SECONDS, 3)
+        assert gaps.missed() == pytest.approx(600, rel=0.01)
+
+    def test_a_new_connection_that_brings_nothing_takes_the_blame_from_the_old_one(self) -> None:
+        """Posts have become rare: nothing was missed."""
+        gaps, now = running()
+        gaps.lost_empty("empty", now + EMPTY_SECONDS)
+        gaps.connected(now + EMPTY_SECONDS)
+        gaps.settle(now + 2 * EMPTY_SECONDS + 1)
+        assert gaps.missed() == gaps.entries[-1].missed(now) == 0
+        assert gaps.seconds(now + 1000) == EMPTY_SECONDS
+
     def test_a_post_makes_it_impatient_again(self) -> None:
         """The time is a minute from the last post on, as at first."""
         gaps, now = running()
