@@ -1,7 +1,7 @@
 """
 X streams as lines of bytes: connect, read, and connect again for as long as the daemon runs.
 
-tweepy's here: the names of the query's parameters, their encoding, and its User-Agent behind ours. Ours are the address,
+tweepy's here: the names of the query's parameters, their encoding, and its User-Agent behind ours. Ours: the address,
 because tweepy has it fixed; the exchange of key and secret for a token, because tweepy's own blocks and says less of
 what went wrong than X does; and the loop, because of what tweepy 4.17's does, measured with aiohttp 3.14:
 
