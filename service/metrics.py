@@ -30,6 +30,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from service import __version__
 from service.core.board import Look
 from service.core.figures import Count, Counts, Histogram
+from service.core.gaps import written_at
 from service.core.limits import ON_DEMAND_UNIT_BYTES, PAYLOAD_UNIT_BYTES
 from service.core.producer import ShardState, Statistics
 from service.core.reconnect import Reason
@@ -98,6 +99,7 @@ class SourceFigures(NamedTuple):
         month_posts: that came this month.
         month_budget: posts a month; 0 for no limit.
         trouble: what somebody must act on: a reason and X's words; empty texts if there is nothing.
+        connects_left: that may be made at once within X's limit.
     """
 
     gap_seconds: float = 0.0
@@ -106,6 +108,7 @@ class SourceFigures(NamedTuple):
     month_posts: int = 0
     month_budget: int = 0
     trouble: tuple[str, str] = ("", "")
+    connects_left: int = 0
 
 
 class _Family(NamedTuple):
@@ -233,6 +236,12 @@ class Metrics:
         )
         self._lag = self._histogram(
             "post_lag_seconds", "From the writing of a post, as its id tells, to its arrival.", _LAG_BUCKETS
+        )
+        self._whole = self._histogram(
+            "post_whole_way_seconds",
+            "From the writing of a post, as its id tells, to its confirmation, whatever it waited for; all posts of a"
+            " record count as its oldest.",
+            _LAG_BUCKETS,
         )
         self._put = self._histogram("put_seconds", "Duration of PutRecords requests.", _PUT_BUCKETS)
         self._request_records = self._histogram(
@@ -369,8 +378,11 @@ class Metrics:
                 self._dropped.labels(outcome.reason.value).inc(count)
                 continue
             self._delivered.inc(count)
-            self._delivery.observe(now - outcome.posts[0].received_at, count)
+            oldest = outcome.posts[0]
+            self._delivery.observe(now - oldest.received_at, count)
             self._delivered_at = self._wall()
+            if (written := written_at(oldest.id)) is not None:
+                self._whole.observe(self._delivered_at - written, count)
             if outcome.repeated:
                 self._perhaps_repeated.inc(count)
 
@@ -432,6 +444,7 @@ class Metrics:
             checks=inside.checks,
             lag=self._lag,
             delivery=self._delivery,
+            whole=self._whole,
         )
 
     # The scrape
@@ -523,6 +536,11 @@ def _tell(source: SourceFigures) -> Iterator[Metric]:
         ),
     ):
         yield CounterMetricFamily(f"millrace_{name}_total", documentation, total)
+    yield GaugeMetricFamily(
+        "millrace_stream_connects_left",
+        "Connects that may be made at once within X's limit of 50 in 15 minutes.",
+        source.connects_left,
+    )
     yield GaugeMetricFamily("millrace_month_posts", "Posts that came from X this month, by UTC.", source.month_posts)
     yield GaugeMetricFamily("millrace_month_posts_budget", "How many may come; 0: no limit.", source.month_budget)
     trouble = GaugeMetricFamily(

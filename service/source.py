@@ -160,6 +160,7 @@ class Source:
             spend.posts,
             spend.budget or 0,
             self._watch.trouble,
+            int(self._reconnect.budget.spare(self._clock())),
         )
 
     def status(self) -> Mapping[str, Any]:

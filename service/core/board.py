@@ -47,7 +47,8 @@ class Look(NamedTuple):
         month_posts: posts that came this month, of `month_budget`; 0 for no limit.
         billed_units: payload units of 25 KB; `billed_bytes` begun kilobytes.
         mode: how the stream is billed, PROVISIONED or ON_DEMAND; "" while that is not known.
-        lag: from the writing of a post to its arrival; `delivery` from there to its confirmation.
+        lag: from the writing of a post to its arrival; `delivery` from there to its confirmation, without the time that
+            it may have waited on disk; `whole` is all of it.
     """
 
     at: float
@@ -87,6 +88,7 @@ class Look(NamedTuple):
     checks: Mapping[str, Check]
     lag: Histogram
     delivery: Histogram
+    whole: Histogram
 
 
 class _Kept(NamedTuple):
@@ -99,6 +101,7 @@ class _Kept(NamedTuple):
     dropped: Mapping[str, int]
     lag: Seen
     delivery: Seen
+    whole: Seen
 
 
 class _Shards(NamedTuple):
@@ -190,6 +193,7 @@ class Board:
                 dict(look.dropped),
                 look.lag.seen(),
                 look.delivery.seen(),
+                look.whole.seen(),
             )
         )
         self._shards.append(_Shards(look.at, look.shard_throttles, look.shard_records, look.shard_bytes))
@@ -227,6 +231,7 @@ class Board:
             "delay": {
                 "x": look.lag.quantile(PERCENTILE, minute.lag if minute else None),
                 "kinesis": look.delivery.quantile(PERCENTILE, minute.delivery if minute else None),
+                "whole": look.whole.quantile(PERCENTILE, minute.whole if minute else None),
             },
             "stream": {
                 "connected": look.connected,

@@ -170,8 +170,9 @@ function drawFigures() {
 
   setText("delay-x", duration(delay.x));
   setText("delay-kinesis", duration(delay.kinesis));
+  setText("delay-whole", duration(delay.whole));
 
-  setText("in-flight", `${requests.in_flight} of ${requests.window}`);
+  setText("in-flight", `${requests.in_flight} of at most ${requests.window}`);
   setText("requests", whole.format(requests.done));
   setText("failed-requests", whole.format(requests.failed));
   setText("retries", whole.format(requests.retries));

@@ -4,6 +4,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.core.gaps import SNOWFLAKE_EPOCH
 from service.core.producer import ShardState, Statistics
 from service.core.reconnect import Reason
 from service.core.records import (
@@ -55,7 +56,7 @@ FAMILIES = {
     *("month_posts", "month_posts_budget", "stream_needs_operator"),
     *("stream_retry_timestamp_seconds", "stream_signal_timestamp_seconds", "posts_received_timestamp_seconds"),
     *("posts_delivered_timestamp_seconds", "lanes", "lanes_in_flight", "lanes_backing_off", "ready"),
-    *("put_requests_in_flight", "put_requests_window"),
+    *("post_whole_way_seconds", "stream_connects_left", "put_requests_in_flight", "put_requests_window"),
 }
 
 
@@ -242,6 +243,17 @@ class TestPosts:
         assert scraper.value("post_delivery_seconds_bucket", le="1.0") == 3
         assert scraper.value("post_delivery_seconds_bucket", le="+Inf") == 3
 
+    def test_the_whole_way(self, registry: CollectorRegistry) -> None:
+        """From the writing, which the id tells, to the confirmation; who has no such id is not counted."""
+        wall = Clock()
+        wall.now = SNOWFLAKE_EPOCH + 1000.0 + 7.0
+        metrics = Metrics(registry, wall, wall)
+        written = [Post(b"{}", str(1_000_000 << 22), b"k", 0.0)] * 3
+        metrics.outcomes([Outcome(written), Outcome([Post(b"{}", "", b"k", 0.0)])], 1.0)
+        scraper = Scraper(registry)
+        assert scraper.value("post_whole_way_seconds_count") == 3
+        assert scraper.value("post_whole_way_seconds_sum") == pytest.approx(21)
+
     def test_perhaps_repeated(self, metrics: Metrics, scraper: Scraper) -> None:
         """Delivered posts whose first answer was lost are counted apart as well."""
         metrics.outcomes([Outcome(posts(2), repeated=True), Outcome(posts(3))], 1.0)
@@ -271,7 +283,8 @@ class TestSource:
     def test_what_it_asks_the_source(self, metrics: Metrics, scraper: Scraper) -> None:
         """Gaps, what they cost, and the posts of the month are looked up at each scrape."""
         assert scraper.value("stream_gap_seconds_total") == 0
-        metrics.read_source_with(lambda: SourceFigures(8.5, 300, 250, 12_000, 3_000_000))
+        metrics.read_source_with(lambda: SourceFigures(8.5, 300, 250, 12_000, 3_000_000, ("", ""), 17))
+        assert scraper.value("stream_connects_left") == 17
         assert metrics.gap_seconds == 8.5
         assert scraper.value("stream_gap_seconds_total") == 8.5
         assert scraper.value("posts_missed_estimate_total") == 300

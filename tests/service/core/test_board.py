@@ -49,6 +49,7 @@ NOTHING = Look(
     checks={name: Check(True, "", START) for name in ("stream", "kinesis", "buffer")},
     lag=Histogram((1, 2)),
     delivery=Histogram((1, 2)),
+    whole=Histogram((1, 2)),
 )
 
 
@@ -79,7 +80,7 @@ def test_before_the_first_look() -> None:
     assert found["version"] == "1"
     assert found["rates"] == {"in": 0, "out": 0}
     assert found["points"] == []
-    assert found["delay"] == {"x": None, "kinesis": None}
+    assert found["delay"] == {"x": None, "kinesis": None, "whole": None}
     assert board().history()["points"] == []
     assert board().history()["cells"] == {}
 
