@@ -42,7 +42,7 @@ def blocks(path: Path) -> list[str]:
 
 def commands(path: Path) -> list[str]:
     """Return all commands that begin with one of PROGRAMS: in the lines of the blocks, and in the text."""
-    found = []
+    found: list[str] = []
     for block in blocks(path):
         lines = [" ".join(line.split()) for line in block.replace("\\\n", " ").splitlines()]
         found += filter(_is_command, lines)
