@@ -141,10 +141,11 @@ async def run(environ: Mapping[str, str], console: Console) -> int:
     directory = Path(tempfile.mkdtemp(prefix="millrace-demo-"))
     console.print(f"Starting X, Kinesis, the Lambda, the table and the daemon; logs are in {directory}", soft_wrap=True)
     view = View()
-    async with Pipeline(directory, rate=rate, posts=posts) as pipeline:
-        console.print(
-            f"The daemon is at {pipeline.daemon.url} (try curl {pipeline.daemon.url}/metrics)", soft_wrap=True
-        )
+    # Invented posts have no authors whom to name would harm.
+    shown = {} if posts else {"MILLRACE_SHOW_POSTS": "on"}
+    async with Pipeline(directory, rate=rate, posts=posts, settings=shown) as pipeline:
+        url = pipeline.daemon.url
+        console.print(f"The daemon is at {url} (open it in a browser; {url}/metrics is for Prometheus)", soft_wrap=True)
         await _watch(pipeline, view, seconds, console)
         console.print("No more posts; waiting until all of them have arrived.")
         await pipeline.stop_posts()
