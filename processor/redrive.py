@@ -3,7 +3,8 @@ Puts back what failed: the quarantine's records, and the batches that Lambda gav
 
 Both lie below the same place, each as a JSON object (failures.py describes the first; of the second, `payload` is the
 event of Lambda). A record is written only if the table has neither its item nor its tombstone: what came later than
-the failure stays, and what was deleted stays deleted. Both conditions are one transaction.
+the failure stays, and what was deleted stays deleted. Both conditions are one transaction. So that of two versions the
+newer one is stored, the objects are read once to put them into the order of the stream, and taken from its end.
 
 An object is removed when each of its records is in the table or was deleted. What can still not be stored stays, with
 its reason in the report; so does what the table does not take now.
@@ -45,7 +46,7 @@ class Redrive:
         client: boto3's low-level client of DynamoDB.
         table: its name.
         shape: as the function has it, or the items would be others.
-        pool: runs the calls, an object each.
+        pool: runs the calls.
     """
 
     def __init__(self, place: Place, client: Any, table: str, shape: Shape, pool: Executor) -> None:
@@ -56,8 +57,21 @@ class Redrive:
         self._pool = pool
 
     def run(self) -> Iterator[Redriven]:
-        """Take one object after the other; the newest of a shard first, because what is there first stays."""
-        return self._pool.map(self._take, sorted(self._place.keys(), reverse=True))
+        """Take one object after the other; the newest first, because what is there first stays."""
+        keys = self._place.keys()
+        ordered = sorted(zip(self._pool.map(self._place_in_stream, keys), keys, strict=True), reverse=True)
+        for _, key in ordered:
+            yield self._take(key)
+
+    def _place_in_stream(self, key: str) -> tuple[int, int]:
+        """Return sequence number and position of the first record of an object; zeros where there is none."""
+        try:
+            document = json.loads(self._place.get(key))
+            if "payload" in document:
+                return int(document["KinesisBatchInfo"]["startSequenceNumber"]), 0
+            return int(document["sequenceNumber"]), document["position"] or 0
+        except (ValueError, KeyError, TypeError):
+            return 0, 0
 
     def _take(self, key: str) -> Redriven:
         counts: Counter[str] = Counter()
@@ -66,8 +80,7 @@ class Redrive:
             items = self._items(json.loads(self._place.get(key)), counts, reasons)
         except (ValueError, KeyError, TypeError):
             return Redriven(key, counts, "not an object of the quarantine or of Lambda")
-        for item in items.values():
-            what, reason = self._write(item)
+        for what, reason in self._pool.map(self._write, items.values()):
             counts[what] += 1
             if reason:
                 reasons.append(reason)

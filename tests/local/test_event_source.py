@@ -10,21 +10,20 @@ import socket
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
-from botocore.exceptions import EndpointConnectionError
 
 from local.batches import Position, Source
 from local.event_source import EventSource, Positions, admin, main
 from local.template import MappingSettings
 from local.worker import Answer
+from tests.local.memory_stream import Events, Stream
 
 SETTINGS = MappingSettings(
     batch_size=10,
@@ -42,85 +41,6 @@ SOURCE = Source(
     role_arn="arn:aws:iam::000000000000:role/it",
     region="us-east-1",
 )
-
-
-class Events:
-    """Lets a test wait until what it looks for is so; whoever changes something tells."""
-
-    def __init__(self) -> None:
-        self._changed = asyncio.Condition()
-
-    async def tell(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(10), self._changed:
-            await self._changed.wait_for(condition)
-
-
-class Stream:
-    """A stream in memory, with the three operations that read it. Iterators are shard, colon, place."""
-
-    def __init__(self, *shards: str) -> None:
-        self.records: dict[str, list[dict[str, Any]]] = {shard: [] for shard in shards}
-        self.parents: dict[str, str] = {}
-        self.closed: set[str] = set()
-        self.is_down = False
-        self.questions = 0
-        self.events = Events()
-        self._numbers = count(1)
-
-    def put(self, shard: str, *texts: str, key: str = "key") -> None:
-        for text in texts:
-            self.records[shard].append(
-                {
-                    "SequenceNumber": str(next(self._numbers)),
-                    "PartitionKey": key,
-                    "Data": text.encode(),
-                    "ApproximateArrivalTimestamp": datetime.now(UTC),
-                }
-            )
-
-    def split(self, shard: str, *children: str) -> None:
-        self.closed.add(shard)
-        for child in children:
-            self.records[child] = []
-            self.parents[child] = shard
-
-    async def list_shards(self, **request: Any) -> dict[str, Any]:
-        """One shard a page, as if each page were full."""
-        await self._ask()
-        place = int(request.get("NextToken", "0"))
-        shard = list(self.records)[place]
-        parent = {"ParentShardId": self.parents[shard]} if shard in self.parents else {}
-        more = {"NextToken": str(place + 1)} if place + 1 < len(self.records) else {}
-        return {"Shards": [{"ShardId": shard, **parent}], **more}
-
-    async def get_shard_iterator(self, **request: Any) -> dict[str, Any]:
-        await self._ask()
-        records = self.records[request["ShardId"]]
-        number = int(request.get("StartingSequenceNumber", "0"))
-        place = {
-            "TRIM_HORIZON": 0,
-            "LATEST": len(records),
-            "AT_SEQUENCE_NUMBER": sum(int(record["SequenceNumber"]) < number for record in records),
-            "AFTER_SEQUENCE_NUMBER": sum(int(record["SequenceNumber"]) <= number for record in records),
-        }[request["ShardIteratorType"]]
-        return {"ShardIterator": f"{request['ShardId']}:{place}"}
-
-    async def get_records(self, **request: Any) -> dict[str, Any]:
-        await self._ask()
-        shard, _, place = request["ShardIterator"].partition(":")
-        records = self.records[shard]
-        following = None if shard in self.closed else f"{shard}:{len(records)}"
-        return {"Records": records[int(place) :], "NextShardIterator": following, "MillisBehindLatest": 0}
-
-    async def _ask(self) -> None:
-        self.questions += 1
-        await self.events.tell()
-        if self.is_down:
-            raise EndpointConnectionError(endpoint_url="http://127.0.0.1:1")
 
 
 class Handler:

@@ -4,7 +4,7 @@ import io
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,40 +32,12 @@ from tests.processor.fake_dynamodb import (
     plain,
     served_by_moto,
 )
+from tests.processor.fake_surroundings import Context, Shelf
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCH = json.loads((Path(__file__).parent / "events" / "batch.json").read_text())
 STREAM = "arn:aws:kinesis:eu-central-1:123456789012:stream/posts"
 THROTTLED = "ProvisionedThroughputExceededException"
-
-
-class Context:
-    """Lambda's context with so many seconds left."""
-
-    aws_request_id = "request-1"
-
-    def __init__(self, seconds: float = 60) -> None:
-        self._seconds = seconds
-
-    def get_remaining_time_in_millis(self) -> int:
-        return int(self._seconds * 1000)
-
-
-class Shelf:
-    """A quarantine's store in memory, which fails for the keys that `broken` names."""
-
-    def __init__(self, broken: Callable[[str], bool] = lambda _: False) -> None:
-        self.objects: dict[str, Any] = {}
-        self._broken = broken
-
-    def put(self, key: str, body: bytes) -> None:
-        if self._broken(key):
-            raise OSError("the shelf is full")
-        self.objects[key] = json.loads(body)
-
-    @property
-    def payloads(self) -> set[bytes]:
-        return {base64.b64decode(document["data"]) for document in self.objects.values()}
 
 
 class House:
