@@ -51,6 +51,8 @@ class RuntimeApi:
                     return
                 body = json.dumps(event).encode()
                 self.send_response(200)
+                # Without it the native part of the client crashes.
+                self.send_header("Content-Type", "application/json")
                 self.send_header("Lambda-Runtime-Aws-Request-Id", "request-1")
                 self.send_header("Lambda-Runtime-Deadline-Ms", str(int((time.time() + 30) * 1000)))
                 self.send_header("Lambda-Runtime-Invoked-Function-Arn", "arn:aws:lambda:us-east-1:0:function:it")
@@ -82,7 +84,7 @@ class Lambda:
 
     def invoke(self, event: Any) -> tuple[str, Any]:
         self._api.events.put(event)
-        return self._api.answers.get(timeout=50)
+        return self._api.answers.get(timeout=30)
 
     @property
     def log(self) -> str:
