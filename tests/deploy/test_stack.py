@@ -14,6 +14,7 @@ from deploy.package import package
 from deploy.stack import KEPT, POLL_SECONDS, Stack, StackError
 from processor.__main__ import main as console
 from processor.items import SNOWFLAKE_EPOCH_MILLISECONDS, SNOWFLAKE_SEQUENCE_BITS
+from service.config import load
 from tests.deploy.emulator import (
     NOT_IN_MOTO,
     LocalSession,
@@ -24,7 +25,7 @@ from tests.deploy.emulator import (
     for_moto,
     moto,
 )
-from tests.deploy.rendering import DOCUMENT, FULL, references
+from tests.deploy.rendering import DOCUMENT, FULL, references, render
 
 DECLARED = DOCUMENT["Parameters"]
 URL = "http://localhost/template"
@@ -263,6 +264,57 @@ class TestInMoto:
         environment = {pair["name"]: pair["value"] for pair in container["environment"]}
         assert environment["MILLRACE_STREAM"] == outputs["StreamName"]
         assert container["secrets"] == [{"name": "MILLRACE_BEARER_TOKEN", "valueFrom": FULL["ProducerTokenSecretArn"]}]
+
+
+class TestByApi:
+    """What moto's CloudFormation cannot make, made by the calls that CloudFormation would make."""
+
+    def test_cloudwatch_takes_every_alarm(self, session: LocalSession) -> None:
+        """The properties of each alarm are good arguments of PutMetricAlarm, and come back as they were."""
+        stack = render(**FULL)
+        alarms = {name: dict(item) for name, item in stack.items() if item.get("Type") == "AWS::CloudWatch::Alarm"}
+        cloudwatch = session.client("cloudwatch")
+        for name, alarm in alarms.items():
+            del alarm["Type"]
+            cloudwatch.put_metric_alarm(AlarmName=name, **alarm)
+        made = {alarm["AlarmName"]: alarm for alarm in cloudwatch.describe_alarms()["MetricAlarms"]}
+        assert made.keys() == alarms.keys()
+        for name, alarm in alarms.items():
+            assert {key: made[name][key] for key in alarm} == alarm
+
+    def test_client_has_what_its_group_may(self, session: LocalSession) -> None:
+        """Group, user and secret are made as the template has them, and the secret gives the daemon its variables."""
+        stack = render()
+        iam = session.client("iam")
+        stream = f"arn:aws:kinesis:{session.region_name}:123456789012:stream/stream"
+        policy = json.dumps(stack["StreamClientPolicy"]["PolicyDocument"]).replace("${EventStream.Arn}", stream)
+        arn = iam.create_policy(PolicyName="client", PolicyDocument=policy)["Policy"]["Arn"]
+        iam.create_group(GroupName="group")
+        iam.attach_group_policy(GroupName="group", PolicyArn=arn)
+        iam.create_user(UserName="client")
+        iam.add_user_to_group(GroupName="group", UserName="client")
+        key = iam.create_access_key(UserName="client")["AccessKey"]
+        text = stack["StreamClientCredentials"]["SecretString"]
+        for place, value in (
+            ("${StreamClientKey}", key["AccessKeyId"]),
+            ("${StreamClientKey.SecretAccessKey}", key["SecretAccessKey"]),
+            ("${AWS::Region}", session.region_name),
+            ("${EventStream}", "stream"),
+        ):
+            text = text.replace(place, value)
+        secret = session.client("secretsmanager").create_secret(Name="client", SecretString=text)
+        told = json.loads(session.client("secretsmanager").get_secret_value(SecretId=secret["ARN"])["SecretString"])
+        settings = load({**told, "MILLRACE_BEARER_TOKEN": "token"})
+        assert (settings.stream, told["AWS_SECRET_ACCESS_KEY"]) == ("stream", key["SecretAccessKey"])
+
+    def test_bucket_takes_its_policy(self, session: LocalSession) -> None:
+        """The policy is one that S3 takes, and it denies what comes without TLS."""
+        s3 = session.client("s3")
+        document = json.dumps(render()["FailureBucketPolicy"]["PolicyDocument"])
+        s3.put_bucket_policy(Bucket="code", Policy=document.replace("${FailureBucket.Arn}", "arn:aws:s3:::code"))
+        (statement,) = json.loads(s3.get_bucket_policy(Bucket="code")["Policy"])["Statement"]
+        assert statement["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}
+        s3.delete_bucket_policy(Bucket="code")
 
 
 class TestDeploy:
