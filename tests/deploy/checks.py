@@ -18,6 +18,7 @@ from botocore.session import Session
 from local.template import TemplateError
 from processor.handler import METRICS as OWN_METRICS
 from tests.deploy.rendering import FULL, allowed, combinations, leaves, references, render
+from tests.docs.documents import anchors
 
 ROOT = Path(__file__).parents[2]
 RUNBOOK = ROOT / "docs" / "operations.md"
@@ -254,7 +255,7 @@ def _faults_of_alarm(stack: Document, alarm: Document) -> Iterator[str]:
         if not targets or {stack.get(target.strip("${}"), {}).get("Type") for target in targets} != {"AWS::SNS::Topic"}:
             yield f"{action} reach no topic"
     link = re.search(r" RUNBOOK#([\w-]+)$", alarm.get("AlarmDescription", ""))
-    if not link or link[1] not in anchors(RUNBOOK.read_text(encoding="utf-8")):
+    if not link or link[1] not in anchors(RUNBOOK):
         yield "its description does not end with a link to a section of the runbook"
     if alarm.get("TreatMissingData") not in {"breaching", "notBreaching"}:
         yield "it does not say what missing data mean"
@@ -321,12 +322,6 @@ def _metrics_of_widget(widget: Document) -> Iterator[Metric]:
         # A dot repeats what stands in the same place of the row above.
         before = [before[index] if cell == "." else cell for index, cell in enumerate(cells)]
         yield before[0], before[1], dict(zip(before[2::2], before[3::2], strict=True))
-
-
-def anchors(markdown: str) -> set[str]:
-    """Return the names that links to the headings of a document have."""
-    headings = re.findall(r"^#+ (.+)$", markdown, re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
 # ---- Permissions ----

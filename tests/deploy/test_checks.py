@@ -11,7 +11,6 @@ from tests.deploy.checks import (
     CHANGES,
     CHECKS,
     alarm_faults,
-    anchors,
     calls,
     deletion_faults,
     parameter_faults,
@@ -341,8 +340,3 @@ class TestDeletionFaults:
         document = copy()
         del document["Resources"]["DDBEventProcessor"]["DependsOn"]
         assert deletion_faults(document) == ["the function could write into the failure bucket after it was emptied"]
-
-
-def test_anchor_is_what_a_link_to_a_heading_needs() -> None:
-    """Small letters, hyphens for blanks, no punctuation."""
-    assert anchors("# Is it well?\ntext\n## The table's end\n") == {"is-it-well", "the-tables-end"}
