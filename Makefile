@@ -80,6 +80,8 @@ lock: ## write requirements/*.txt anew from pyproject.toml
 	done
 	uv pip compile requirements/audit.in --universal --python-version 3.11 --upgrade --generate-hashes \
 	  --no-strip-extras --no-annotate --no-header --quiet -o requirements/audit.txt
+	uv pip compile requirements/xdk.in --universal --python-version 3.11 --upgrade --generate-hashes \
+	  --no-strip-extras --no-annotate --no-header --quiet -o requirements/xdk.txt
 	uv pip compile requirements/guard.in --no-deps --universal --python-version 3.11 --upgrade --generate-hashes \
 	  --no-annotate --no-header --quiet -o requirements/guard.txt
 

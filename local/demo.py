@@ -41,9 +41,30 @@ LINE_COLUMNS = 120
 NEWEST = 5
 # Some other producer's: no JSON, no UTF-8, no post, and a container of the aggregated format that is cut short.
 BAD_RECORDS = (b"this is no post", b"\xff\xfe\x00", b'{"data": {"text": "a post without an id"}}', MAGIC + b"\x0a\x02k")
-# What goes wrong, as a share of the run; an endless run begins anew every half minute.
+RULES = "- value: coffee\n  tag: beans\n"
+MORE_RULES = RULES + "- value: tea\n  tag: leaves\n"
+
+
+async def _disconnect(pipeline: Pipeline) -> None:
+    await pipeline.fault_at_x("refuse", answer="drop")
+    await pipeline.fault_at_x("fin")
+
+
+async def _change_rules(pipeline: Pipeline) -> None:
+    """Add a rule to the file, or take it away again; the daemon looks at the file by itself."""
+    path = _rules_file(pipeline.directory)
+    text = await asyncio.to_thread(path.read_text, encoding="utf-8")
+    await asyncio.to_thread(path.write_text, RULES if text == MORE_RULES else MORE_RULES, encoding="utf-8")
+
+
+def _rules_file(directory: Path) -> Path:
+    return directory / "rules.yaml"
+
+
+# What happens, as a share of the run; an endless run begins anew every half minute.
 TROUBLES = (
-    (0.25, "X drops the connection", lambda p: p.fault_at_x("fin")),
+    (0.25, "X drops the connection, and is asked for what it had meanwhile", _disconnect),
+    (0.35, "the file of rules changes, and the connection stays", _change_rules),
     (0.45, "X sends only keep-alives for 2 s", lambda p: p.fault_at_x("silence", seconds=2)),
     (0.55, "records that no table can hold come into Kinesis", lambda p: p.put_into_kinesis(BAD_RECORDS)),
     (0.65, "shard 0 is throttled for 3 s", lambda p: p.fault_at_kinesis("throttle_shard", shard=0, seconds=3)),
@@ -85,6 +106,9 @@ class View:
             "records": stream["accepted"],
             "throttled": metrics.get("shard_throttles_total", 0.0),
             "reconnects": metrics.get("stream_reconnects_total", 0.0),
+            "backfilled": metrics["posts_backfilled_total"],
+            "repeats": metrics["posts_duplicate_total"],
+            "rules": x["rules"],
             "done": mapping["records"],
             "invocations": mapping["invocations"],
             "connected": metrics["stream_connected"],
@@ -105,8 +129,9 @@ class View:
             table.add_column(name, justify=justify)  # type: ignore[arg-type]
         state = "[green]connected[/]" if self.totals.get("connected") else "[yellow]reconnecting[/]"
         rows = (
-            ("X", "posts sent", "sent", ""),
+            ("X", "posts sent", "sent", f"for {self._total('rules')} rules"),
             ("daemon", "received", "received", f"{state}, {self._total('reconnects')} reconnects"),
+            ("", "backfilled", "backfilled", f"{self._total('repeats')} repeats left out"),
             ("", "buffered", "buffered", f"{self._total('dropped')} dropped"),
             ("", "delivered", "delivered", f"in {self._total('requests')} requests"),
             ("Kinesis", "records stored", "records", f"{self._total('throttled')} throttled"),
@@ -122,7 +147,7 @@ class View:
 
     def line(self) -> str:
         """Say it in one line, for a log."""
-        names = ("sent", "received", "delivered", "buffered", "throttled", "reconnects", "done")
+        names = ("rules", "sent", "received", "backfilled", "delivered", "buffered", "throttled", "reconnects", "done")
         return "  ".join(f"{name} {self._total(name)}" for name in names) + (
             f"  <- {self.trouble}" if self.trouble else ""
         )
@@ -141,9 +166,11 @@ async def run(environ: Mapping[str, str], console: Console) -> int:
     directory = Path(tempfile.mkdtemp(prefix="millrace-demo-"))
     console.print(f"Starting X, Kinesis, the Lambda, the table and the daemon; logs are in {directory}", soft_wrap=True)
     view = View()
+    _rules_file(directory).write_text(RULES, encoding="utf-8")
+    settings = {"MILLRACE_RULES": "", "MILLRACE_RULES_FILE": str(_rules_file(directory))}
     # Invented posts have no authors whom to name would harm.
-    shown = {} if posts else {"MILLRACE_SHOW_POSTS": "on"}
-    async with Pipeline(directory, rate=rate, posts=posts, settings=shown) as pipeline:
+    settings |= {} if posts else {"MILLRACE_SHOW_POSTS": "on"}
+    async with Pipeline(directory, rate=rate, posts=posts, settings=settings, x_options=["--enterprise"]) as pipeline:
         url = pipeline.daemon.url
         console.print(f"The daemon is at {url} (open it in a browser; {url}/metrics is for Prometheus)", soft_wrap=True)
         await _watch(pipeline, view, seconds, console)
@@ -161,6 +188,9 @@ async def run(environ: Mapping[str, str], console: Console) -> int:
         faults.append(
             f"the quarantine holds {len(kept)} records, and not those {len(pipeline.put_in)} that belong there"
         )
+    wanted = _rules_file(directory).read_text(encoding="utf-8").count("value:")
+    if view.totals["rules"] != wanted:
+        faults.append(f"X has {view.totals['rules']} rules, and the file {wanted}")
     if code != 0:
         faults.append(f"the daemon ended with exit code {code}: {pipeline.daemon.last_words()}")
     if not result.ok or faults:
@@ -237,7 +267,7 @@ def _answers(pipeline: Pipeline, columns: int) -> list[tuple[str, str]]:
 def _report(
     console: Console, view: View, result: Reconciliation, quarantined: int, answers: list[tuple[str, str]]
 ) -> None:
-    total = {name: f"{view.totals[name]:>9,.0f}" for name in ("received", "delivered")}
+    total = {name: f"{view.totals[name]:>9,.0f}" for name in ("received", "backfilled", "delivered")}
     console.print()
     for line in result.summary().splitlines():
         name = line.split("  ")[0]
@@ -245,7 +275,9 @@ def _report(
         bad = name in {"lost", "out of order"} and not good
         console.print(line, style="bold green" if good else "bold red" if bad else None, highlight=False)
         if name == "sent":
-            console.print(f"received      {total['received']}", highlight=False)
+            repeats = f"{view.totals['repeats']:,.0f} repeats that were left out"
+            console.print(f"received      {total['received']}, with {repeats}", highlight=False)
+            console.print(f"backfilled    {total['backfilled']}, after a connection was lost", highlight=False)
             console.print(f"delivered     {total['delivered']}", highlight=False)
     console.print(f"quarantined   {quarantined:>9,}, what another producer sent", highlight=False)
     for command, answer in answers:

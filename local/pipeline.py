@@ -27,6 +27,7 @@ from local.reconcile import (
     fetch_shards,
     fetch_table_ids,
     post_id_of,
+    read_letters,
     read_quarantine,
     reconcile,
 )
@@ -54,6 +55,7 @@ class Pipeline:
         limit: how many posts X has; None for no end.
         settings: further environment of the daemon.
         connects: how often a client may connect to X in 15 minutes; X's own number is 50.
+        x_options: further words of X's command line, such as --enterprise.
         table: with the Lambda and the table; without, all ends in Kinesis.
     """
 
@@ -66,6 +68,7 @@ class Pipeline:
         limit: int | None = None,
         settings: Mapping[str, str] | None = None,
         connects: int = 50,
+        x_options: Sequence[str] = (),
         table: bool = True,
     ) -> None:
         self.directory = directory
@@ -75,6 +78,7 @@ class Pipeline:
         self._limit = limit
         self._settings = settings or {}
         self._connects = connects
+        self._x_options = x_options
         self._with_table = table
         self.put_in: list[bytes] = []
         self._stack = AsyncExitStack()
@@ -90,6 +94,7 @@ class Pipeline:
             self.kinesis = self._process("kinesis", *self._kinesis_arguments(0))
             x_arguments = ["--port", "0", "--rate", f"{self._rate:g}", "--keep-alive", "1"]
             x_arguments += ["--connects", str(self._connects)]
+            x_arguments += self._x_options
             x_arguments += ["--match", "all", "--token", TOKEN]
             if self._posts:
                 x_arguments += ["--posts", str(self._posts)]
@@ -215,12 +220,13 @@ class Pipeline:
         """Lay the ledgers and the table side by side; without a table, only the ledgers."""
         sent = await fetch_sent(self._http, self.x.url)
         shards = await fetch_shards(self._http, self.kinesis.url, STREAM)
+        letters = read_letters(self.directory / "journal")
         if not self._with_table:
             lines = [line.data for shard in shards for data in shard.records for line in decode(data).records]
-            return reconcile(sent, shards, {post_id_of(line) or "" for line in lines}, {})
+            return reconcile(sent, shards, {post_id_of(line) or "" for line in lines}, letters)
         async with self._client("dynamodb", self.table.url) as dynamodb:
             ids = await fetch_table_ids(dynamodb, TABLE)
-        return reconcile(sent, shards, ids, read_quarantine(self.failures / "quarantine"))
+        return reconcile(sent, shards, ids, letters | read_quarantine(self.failures / "quarantine"))
 
     def quarantined(self) -> list[bytes]:
         """What the function has put aside."""

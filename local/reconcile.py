@@ -277,3 +277,15 @@ def read_quarantine(directory: Path) -> dict[str, str]:
         digest = md5(base64.b64decode(document["data"]), usedforsecurity=False).hexdigest()
         reasons[digest] = document["reason"]
     return reasons
+
+
+def read_letters(journal: Path) -> dict[str, str]:
+    """Return the reason for each line that the daemon put aside beside its journal, by the MD5 of the line."""
+    reasons: dict[str, str] = {}
+    for name in ("dead-letters.1.jsonl", "dead-letters.jsonl"):
+        path = journal / name
+        for text in path.read_bytes().splitlines() if path.exists() else ():
+            letter = json.loads(text)
+            line = letter["line"].encode() if "line" in letter else base64.b64decode(letter["base64"])
+            reasons[md5(line, usedforsecurity=False).hexdigest()] = letter["reason"]
+    return reasons

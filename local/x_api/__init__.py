@@ -10,4 +10,5 @@ A faithful X API v2: streams, rules, connections, usage, with faults on demand a
     layout.py     where its chunks end          account.py    connections, usage, token endpoints
     endings.py    how it can end                admin.py      faults, rate, clock, ledger and statistics over HTTP
     faults.py     what goes wrong, on demand    ledger.py     what became of each post
+    fields.py     what a request wants to see
 """

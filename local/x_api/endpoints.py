@@ -10,6 +10,7 @@ import zlib
 from typing import NamedTuple
 
 from local.posts import Post
+from local.x_api.fields import Wanted
 
 
 class Endpoint(NamedTuple):
@@ -53,12 +54,14 @@ class Subscription(NamedTuple):
         endpoint: the stream.
         partition: its part, 1 to `endpoint.partitions`; 0 for all of it.
         backfill_minutes: so much of the past first.
+        fields: what of a post it wants to see.
         start, end: only this range, in seconds since 1970, and then the end; None for the live stream.
     """
 
     endpoint: Endpoint
     partition: int = 0
     backfill_minutes: int = 0
+    fields: Wanted = Wanted()
     start: float | None = None
     end: float | None = None
 

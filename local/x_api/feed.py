@@ -22,6 +22,7 @@ from local.posts import Post
 from local.x_api.archive import Archive, Kept
 from local.x_api.clock import Clock
 from local.x_api.endpoints import FILTERED
+from local.x_api.fields import View, Wanted
 from local.x_api.ledger import QUEUED, UNSENT, Ledger
 from local.x_api.rulebook import RuleBook
 from local.x_api.rules import Traits
@@ -70,6 +71,7 @@ class Feed:
         self._rng = Random(settings.seed)
         self._fragments: dict[int, bytes | None] = {}
         self._langs: dict[int, str] = {}
+        self._views: dict[Wanted, View] = {}
         self._version = -1
         self._asks_each = False
         self._changed = asyncio.Event()
@@ -225,12 +227,18 @@ class Feed:
     def _line(self, stream: Stream, post: Post, fragment: bytes | None) -> bytes | None:
         """Return what a stream gets for a post; None if it is not for it."""
         wanted = stream.subscription
-        if wanted.endpoint is FILTERED:
-            if fragment is None:
-                return None
-            return post.line[:-1] + fragment if fragment else post.line
-        lang = self._lang(post) if wanted.endpoint.lang else ""
-        return post.line if wanted.wants(post, lang) else None
+        is_filtered = wanted.endpoint is FILTERED
+        if is_filtered and fragment is None:
+            return None
+        if not is_filtered and not wanted.wants(post, self._lang(post) if wanted.endpoint.lang else ""):
+            return None
+        line = post.line
+        if self._settings.honours_fields:
+            view = self._views.get(wanted.fields)
+            if view is None:
+                view = self._views[wanted.fields] = View(wanted.fields)
+            line = view.line(post)
+        return line[:-1] + fragment if is_filtered and fragment else line
 
     def _lang(self, post: Post) -> str:
         if post.template not in self._langs:

@@ -24,6 +24,7 @@ from local.x_api.clock import Clock
 from local.x_api.endings import Ending
 from local.x_api.endpoints import Endpoint, Subscription
 from local.x_api.faults import Faults
+from local.x_api.fields import wanted
 from local.x_api.ledger import ConnectionRecord
 from local.x_api.rulebook import Answer, invalid_request
 from local.x_api.settings import Settings
@@ -191,18 +192,19 @@ class Gate:
             raise refused("usage_cap", entry.headers)
         if not has_rules:
             raise refused("no_rules", entry.headers)
-        wanted = _subscription(endpoint, query)
+        subscription = _subscription(endpoint, query)
         same = [one for one in self._connections() if (one.token, one.endpoint) == (entry.token, endpoint.name)]
         taken = [
             one
             for one in same
-            if (one.partition, one.recovers) == (wanted.partition, not wanted.is_live) and self.is_active(one)
+            if (one.partition, one.recovers) == (subscription.partition, not subscription.is_live)
+            and self.is_active(one)
         ]
-        room = self._settings.connections if wanted.is_live else _RECOVERIES
+        room = self._settings.connections if subscription.is_live else _RECOVERIES
         if len(taken) < room:
-            return wanted, []
+            return subscription, []
         if self._settings.replaces:
-            return wanted, taken[: len(taken) - room + 1]
+            return subscription, taken[: len(taken) - room + 1]
         raise refused("too_many_connections", entry.headers)
 
     def give_back(self, token: str) -> None:
@@ -282,4 +284,4 @@ def _moment(text: str) -> float | None:
 def _subscription(endpoint: Endpoint, query: MultiMapping[str]) -> Subscription:
     start, end = (_moment(query[name]) if name in query else None for name in ("start_time", "end_time"))
     partition, minutes = int(query.get("partition", "0")), int(query.get("backfill_minutes", "0"))
-    return Subscription(endpoint, partition, minutes, start, end)
+    return Subscription(endpoint, partition, minutes, wanted(query), start, end)

@@ -11,7 +11,8 @@ Rules it obeys:
   Enterprise access and a backfill brings it. Posts begin to fall due with the first connection. With rate 0 they fall
   due as fast as a client reads, and never without one.
 * All tokens belong to one app: they share its rules and its usage, and each has connections of its own.
-* Fields and expansions of a request are checked by name and otherwise ignored: the source decides what is on a line.
+* Fields and expansions of a request are checked by name. Unless they are to be honoured, the source decides what is on
+  a line: a harder school than X, whose lines hold no more than was asked for.
 * `local.x_api.admin` says how to ask for faults and how to read the ledger. It needs no token: never give this
   program an address that others can reach.
 """

@@ -31,6 +31,8 @@ class Settings:
         rate: posts a second of this machine; 0 for as fast as a client reads.
         limit: posts that the source gives, then silence; None for no limit.
         match_all: every post matches every rule.
+        honours_fields: a line shows what the request asks for; otherwise all that the source has made of it, which is
+            harder on a client.
         untagged: how a rule without a tag is shown.
         duplicates: share of the posts, 0 to 1, that a connection gets twice.
         disorder: seconds by which a post may come later than its turn, on each connection by itself.
@@ -65,6 +67,7 @@ class Settings:
     rate: float = 500.0
     limit: int | None = None
     match_all: bool = False
+    honours_fields: bool = False
     untagged: Untagged = Untagged.EMPTY
     duplicates: float = 0.0
     disorder: float = 0.0
@@ -136,6 +139,7 @@ def parser() -> argparse.ArgumentParser:
     line.add_argument(
         "--ghost", type=_not_negative, default=known.ghost_seconds, metavar="SECONDS", help="a lost slot stays taken"
     )
+    line.add_argument("--honour-fields", action="store_true", help="show what requests ask for, and no more")
     line.add_argument("--enterprise", action="store_true", help="backfill and recovery")
     line.add_argument("--connections", type=int, default=known.connections, help="at once, for a token and a stream")
     line.add_argument("--disorder", type=_not_negative, default=known.disorder, metavar="SECONDS", help="of posts")
@@ -169,6 +173,7 @@ def from_arguments(arguments: argparse.Namespace) -> Settings:
         queue_limit=arguments.queue_limit,
         connects=arguments.connects,
         ghost_seconds=arguments.ghost,
+        honours_fields=arguments.honour_fields,
         enterprise=arguments.enterprise,
         connections=arguments.connections,
         disorder=arguments.disorder,

@@ -7,12 +7,9 @@ and lays the ledgers side by side: what X wrote is in Kinesis, or is put aside w
 """
 
 import asyncio
-import json
-from base64 import b64decode
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from copy import copy
-from hashlib import md5
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -22,7 +19,7 @@ from aiobotocore.session import AioSession
 
 from local.kinesis.server import LocalKinesis
 from local.posts import Generated, Snowflakes
-from local.reconcile import Reconciliation, SentPost, fetch_shards, post_id_of, reconcile
+from local.reconcile import Reconciliation, SentPost, fetch_shards, post_id_of, read_letters, reconcile
 from local.x_api.feed import Source as Posts
 from local.x_api.server import XApi
 from local.x_api.settings import Settings
@@ -222,13 +219,7 @@ class Rig:
 
     def letters(self) -> dict[str, str]:
         """The reason for each line that the daemon has put aside, by its MD5."""
-        path = self.directory / "dead-letters.jsonl"
-        found = {}
-        for text in path.read_bytes().splitlines() if path.exists() else []:
-            letter = json.loads(text)
-            line = letter["line"].encode() if "line" in letter else b64decode(letter["base64"])
-            found[md5(line, usedforsecurity=False).hexdigest()] = letter["reason"]
-        return found
+        return read_letters(self.directory)
 
     async def settle(self) -> None:
         """Let no more posts fall due, and wait until all that was written is delivered or put aside."""

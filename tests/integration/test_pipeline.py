@@ -260,6 +260,8 @@ async def test_the_demo_ends_well() -> None:
 
     assert code == 0, text
     assert re.search(r"lost +0\n", text)
+    assert re.search(r"backfilled +[1-9]", text), "the disconnection cost nothing, or its posts did not come back"
+    assert re.search(r"^rules 2 ", text, re.MULTILINE), "the rules have not changed"
     assert re.search(r"out of order +0\n", text)
     assert re.search(r"quarantined +4, ", text)
     for command in ("latest -n 5", r"author \d+ -n 5", "rule [^\n]+ -n 5"):

@@ -20,12 +20,15 @@ from local.reconcile import (
     fetch_sent,
     fetch_shards,
     fetch_table_ids,
+    read_letters,
     read_quarantine,
     reconcile,
 )
 from local.x_api.ledger import UNSENT, WRITTEN
 from local.x_api.server import XApi
 from processor.wire import Aggregate
+from service.core.records import DropReason
+from service.dead_letters import DeadLetters
 
 # Three authors in turn: post 0, 3, 6, ... are of author 0.
 IDS = [str(number) for number in range(12)]
@@ -293,3 +296,13 @@ class TestFetch:
                 return {"Items": [{"Id": {"S": "1"}}], "LastEvaluatedKey": {"Id": {"S": "1"}}}
 
         assert await fetch_table_ids(Pages(), "it-EventData") == ["1", "2"]
+
+
+def test_dead_letters_are_read_by_the_digest_of_their_line(tmp_path: Path) -> None:
+    """Text and bytes that are none, of the file and of the one before it."""
+    letters = DeadLetters(tmp_path, lambda: 0.0)
+    letters.add(b"older", DropReason.NO_ID)
+    (tmp_path / "dead-letters.jsonl").rename(tmp_path / "dead-letters.1.jsonl")
+    letters.add(b"\xff", DropReason.NOT_JSON)
+    assert read_letters(tmp_path) == {md5(b"older").hexdigest(): "no_id", md5(b"\xff").hexdigest(): "not_json"}
+    assert read_letters(tmp_path / "nothing") == {}
