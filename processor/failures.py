@@ -30,6 +30,8 @@ from processor.wire import UserRecord
 # Seconds. S3 answers in a tenth of this; a call must end well before the function's own time-out.
 CONNECT_SECONDS = 1
 READ_SECONDS = 2
+# As many as the function has threads: urllib3 would warn of each connection more.
+CONNECTIONS = 16
 
 
 class Source(NamedTuple):
@@ -104,6 +106,7 @@ def connect_bucket(**location: Any) -> Any:
     config = Config(
         connect_timeout=CONNECT_SECONDS,
         read_timeout=READ_SECONDS,
+        max_pool_connections=CONNECTIONS,
         retries={"mode": "standard", "total_max_attempts": 2},
     )
     return boto3.client("s3", config=config, **location)

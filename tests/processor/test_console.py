@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from processor.__main__ import main
+from processor.failures import connect_bucket
 from processor.items import Shape, item_of
 from processor.reader import connect_reader, plain
 from tests.processor.fake_dynamodb import TABLE, environ_of, served_by_moto, typed
@@ -295,6 +296,27 @@ class TestRedrive:
             assert console.run("get", "7", environ=environ) == 0
 
         assert [path.name for path in tmp_path.rglob("*.json")] == ["2-0.json"]
+
+    def test_the_bucket_of_the_stack_is_found_by_its_quarantine(self) -> None:
+        """Without a place it is the bucket in which the function has its quarantine."""
+        line = json.dumps({"data": {"id": "7", "text": "late", "created_at": NOW.isoformat()}}).encode()
+        document = {"data": base64.b64encode(line).decode(), "position": 0, "approximateArrivalTimestamp": 1.0}
+        with served_by_moto("from-bucket") as location:
+            bucket = connect_bucket(**location | {"region_name": "us-east-1"})
+            bucket.create_bucket(Bucket="stack-redrive")
+            bucket.put_object(Bucket="stack-redrive", Key="quarantine/s/1-0.json", Body=json.dumps(document))
+            console = Console(location)
+            environ = {"TABLE": "from-bucket", "QUARANTINE": "s3://stack-redrive/quarantine"}
+            environ["AWS_ENDPOINT_URL_S3"] = location["endpoint_url"]
+            assert console.run("redrive", environ=environ) == 0
+            assert console.result["stored"] == 1
+            assert console.run("redrive", "s3://nobody-has-this", environ=environ) == 2
+            assert "NoSuchBucket" in console.errors
+            assert console.errors.count("\n") == 1
+            left = bucket.list_objects_v2(Bucket="stack-redrive")["KeyCount"]
+            bucket.close()
+
+        assert left == 0
 
 
 class TestAsAProcess:
