@@ -11,8 +11,9 @@ def line_of(item: Item, columns: int | None) -> str:
     if columns is None:
         return json.dumps(item, ensure_ascii=False)
     whose = f"@{item['Username']}" if item.get("Username") else str(item["Id"])
-    head = f"{str(item['Timestamp'])[:19].replace('T', ' ')}  {whose}  "
-    return fit(head + " ".join(str(item["Message"]).split()), columns)
+    # A tombstone has neither a Timestamp nor a Message.
+    when = str(item.get("Timestamp") or item.get("DeletedAt", ""))[:19].replace("T", " ")
+    return fit(f"{when}  {whose}  " + " ".join(str(item.get("Message", "")).split()), columns)
 
 
 def fit(text: str, columns: int) -> str:

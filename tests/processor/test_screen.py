@@ -35,6 +35,13 @@ def test_what_has_no_name_shows_its_id() -> None:
         assert line_of(record, 80) == "2026-11-23 14:20:00  17  今日は 良い天気"
 
 
+def test_a_tombstone_shows_what_was_deleted_and_when() -> None:
+    """Whoever asks for one by its key sees it."""
+    assert line_of({"Id": "deleted#17", "DeletedAt": "2026-11-23T14:20:00.250Z"}, 80) == (
+        "2026-11-23 14:20:00  deleted#17  "
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "columns", "shown"),
     [
