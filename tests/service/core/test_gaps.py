@@ -1,4 +1,5 @@
 import math
+from random import Random
 
 import pytest
 
@@ -445,3 +446,41 @@ class TestEmpty:
         gaps, now = running()
         gaps.lost("cut", now)
         assert not gaps.is_empty(now + 1000)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_happens_the_accounts_hold(seed: int) -> None:
+    """In any order of events, restarts included: totals only grow, and one gap at most lasts."""
+    chance = Random(seed)
+    gaps, now, seconds, missed = Gaps(Kept()), NOW, 0.0, 0
+    for number in range(2000):
+        now += chance.choice([0.0, 0.5, 5.0, 70.0, 400.0])
+        match chance.randrange(9):
+            case 0 | 1 if not gaps.is_connected:
+                gaps.connected(now, gaps.backfill_minutes(now))
+            case 2 if gaps.is_connected:
+                gaps.lost("stall", now, silent=True)
+            case 3:
+                gaps.lost("cut", now)
+            case 4 if gaps.is_empty(now):
+                gaps.lost_empty("empty", now)
+            case 5 | 6 if gaps.is_connected:
+                ages = [chance.choice([0.0, 1.0, 60.0, 500.0]) for _ in range(chance.randrange(20))]
+                gaps.arrived([post(now - age, number) for age in ages], now)
+            case 7:
+                gaps.settle(now)
+            case 8 if chance.random() < 0.1:
+                kept = Kept()
+                gaps.keep(kept)
+                gaps, seconds, missed = Gaps(kept), 0.0, 0
+            case _:
+                gaps.rules_changed()
+                if chance.random() < 0.05:
+                    gaps.backfill_refused(now)
+        assert gaps.seconds(now) >= seconds - 1e-6
+        assert gaps.missed() >= missed
+        assert 0 <= gaps.backfill_minutes(now) <= BACKFILL_MINUTES
+        assert gaps.rate >= 0
+        assert all(gap.until is not None for gap in gaps.entries[:-1])
+        seconds, missed = gaps.seconds(now), gaps.missed()
+    assert len(gaps.entries) > 50
