@@ -25,6 +25,16 @@ RUNBOOK = ROOT / "docs" / "operations.md"
 
 Document = Mapping[str, Any]
 
+# What the client's secret holds, by the names that the daemon reads.
+SECRET = """\
+{
+  "AWS_ACCESS_KEY_ID": "${StreamClientKey}",
+  "AWS_SECRET_ACCESS_KEY": "${StreamClientKey.SecretAccessKey}",
+  "AWS_REGION": "${AWS::Region}",
+  "MILLRACE_STREAM": "${EventStream}",
+  "MILLRACE_LANES_PER_SHARD": "LANES"
+}"""
+
 # ---- Parameters ----
 
 # A parameter, a value that it has not in FULL, and every property that this changes; None is one that goes away.
@@ -57,6 +67,7 @@ CHANGES: dict[str, tuple[str | int, dict[str, Any]]] = {
         4,
         {
             "EventSourceMapping.ParallelizationFactor": 4,
+            "StreamClientCredentials.SecretString": SECRET.replace('"LANES"', '"4"'),
             "ProducerTask.ContainerDefinitions.0.Environment.2.Value": 4,
         },
     ),
@@ -433,18 +444,18 @@ OPERATIONS = _operations_of_aws()
 
 # ---- Secrets ----
 
-SECRET = re.compile(r"SecretAccessKey|SecretString|resolve:|(?<!Arn)Password")
+SHOWS_A_SECRET = re.compile(r"SecretAccessKey|SecretString|resolve:|(?<!Arn)Password")
 
 
 def secret_faults(document: Document) -> list[str]:
     """Tell each place but the secret itself that holds a secret, or would show one."""
     found = []
     for name, output in document["Outputs"].items():
-        if SECRET.search(json.dumps(output["Value"])) and name != "CredentialsCommand":
+        if SHOWS_A_SECRET.search(json.dumps(output["Value"])) and name != "CredentialsCommand":
             found.append(f"output {name} shows a secret")
     stack = render(document, **FULL)
     for path, leaf in leaves(stack).items():
-        if SECRET.search(str(leaf)) and path not in {
+        if SHOWS_A_SECRET.search(str(leaf)) and path not in {
             "StreamClientCredentials.SecretString",
             "Outputs.CredentialsCommand",
         }:

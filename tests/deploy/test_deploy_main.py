@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,8 +10,9 @@ from botocore.exceptions import ClientError, NoCredentialsError, NoRegionError
 
 from deploy.__main__ import main, next_steps
 from deploy.package import package
-from tests.deploy.emulator import LocalSession, as_text, for_moto, moto
+from tests.deploy.emulator import LocalSession, as_text, environment_of, for_moto, moto
 
+ROOT = Path(__file__).parents[2]
 TEMPLATE = as_text(for_moto())
 
 
@@ -86,6 +89,22 @@ def test_trouble_with_aws_is_one_line(
     said = capsys.readouterr().err
     assert text in said
     assert said.count("\n") == 1
+
+
+def test_region_and_endpoint_are_those_of_the_environment(session: LocalSession) -> None:
+    """From the command line, AWS_REGION and AWS_ENDPOINT_URL say where the stack is."""
+    where = environment_of(session.url)
+    for environment, text in (
+        (where, "there is no stack mill in eu-west-1"),
+        ({**where, "AWS_REGION": ""}, "set AWS_REGION"),
+    ):
+        command = [sys.executable, "-m", "deploy", "env", "mill"]
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=30
+        )
+        assert (done.returncode, done.stdout) == (1, "")
+        assert text in done.stderr
+        assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("arguments", [[], ["up"], ["up", "mill", "ShardCount"], ["down", "mill", "more"], ["help"]])

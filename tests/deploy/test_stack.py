@@ -305,7 +305,8 @@ class TestByApi:
         secret = session.client("secretsmanager").create_secret(Name="client", SecretString=text)
         told = json.loads(session.client("secretsmanager").get_secret_value(SecretId=secret["ARN"])["SecretString"])
         settings = load({**told, "MILLRACE_BEARER_TOKEN": "token"})
-        assert (settings.stream, told["AWS_SECRET_ACCESS_KEY"]) == ("stream", key["SecretAccessKey"])
+        assert (settings.stream, settings.lanes_per_shard) == ("stream", 1)
+        assert told["AWS_SECRET_ACCESS_KEY"] == key["SecretAccessKey"]
 
     def test_bucket_takes_its_policy(self, session: LocalSession) -> None:
         """The policy is one that S3 takes, and it denies what comes without TLS."""

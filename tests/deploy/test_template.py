@@ -183,6 +183,7 @@ class TestStack:
             "AWS_SECRET_ACCESS_KEY": "${StreamClientKey.SecretAccessKey}",
             "AWS_REGION": "${AWS::Region}",
             "MILLRACE_STREAM": "${EventStream}",
+            "MILLRACE_LANES_PER_SHARD": "1",
         }
 
     def test_nothing_ties_it_to_a_partition_or_region(self) -> None:
