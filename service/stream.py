@@ -154,7 +154,7 @@ class Stream:
         self._stall_seconds = stall_seconds
         self._last_error = b""
         self._doubts_backfill = False
-        self._crowded = 0  # refusals in a row because the slot was taken
+        self._crowded = 0  # refusals since the last connection because the slot was taken
         self._waiting_for: Reason | None = None
         self._called = asyncio.Event()
 
@@ -241,7 +241,7 @@ class Stream:
         return self._reconnect.lost(end.reason, end.words, self._clock(), self._last_error)
 
     async def _frees_slot(self, reason: Reason, token: str) -> bool:
-        """Have X end our own older connection, from the second refusal in a row on: most are gone by then."""
+        """Have X end our own older connection, from the second refusal on: most are gone by then."""
         if reason is not Reason.TOO_MANY_CONNECTIONS:
             return False
         self._crowded += 1
@@ -277,8 +277,8 @@ class Stream:
     def _take(self, splitter: LineSplitter, lines: list[bytes]) -> None:
         if lines:
             errors = self._on_lines(lines)
-            if errors:
-                self._last_error = errors[-1]
+            # A farewell is the last that X writes: posts behind it show that it was none.
+            self._last_error = errors[-1] if errors else b""
         if splitter.keep_alives:
             for _ in range(splitter.keep_alives):
                 self._observer.keep_alive()

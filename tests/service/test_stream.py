@@ -458,6 +458,24 @@ async def test_an_operational_disconnect_is_named() -> None:
     assert detail == "X ended the stream: operational-disconnect: maintenance"
 
 
+async def test_errors_that_posts_follow_are_no_farewell() -> None:
+    """What X said in the middle of the stream does not explain its end."""
+    said = asyncio.Event()
+
+    async def behaviour(connection: Connection) -> None:
+        await connection.open()
+        await connection.chunk(b'{"errors":[{"title":"operational-disconnect"}]}\r\n')
+        await watcher.until(lambda: watcher.lines)
+        await connection.chunk(b"{}\r\n")
+        await connection.finish()
+        said.set()
+
+    watcher = Watcher()
+    async with FakeX(behaviour) as x, running(x.url, watcher):
+        assert (await watcher.loss())[0] is Reason.CLEAN_CLOSE
+    assert said.is_set()
+
+
 async def test_errors_of_an_earlier_connection_are_forgotten() -> None:
     """A second drop is not explained by the first one's last line."""
     line = b'{"errors":[{"title":"operational-disconnect"}]}'
