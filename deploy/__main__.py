@@ -54,6 +54,8 @@ def up(name: str, parameters: Mapping[str, str], session: Any, template: str, sa
     bucket.keep_only({code_key, template_key})
     for line in next_steps(name, stack.outputs()):
         say(line)
+    if email := parameters.get("AlarmEmail"):
+        say(f"  {email} gets a message first, and alarms only after a click on its link")
 
 
 def down(name: str, session: Any, say: Callable[[str], None]) -> None:

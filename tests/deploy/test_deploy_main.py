@@ -37,8 +37,10 @@ class Broken:
 
 def test_stack_comes_up_and_goes_down(session: LocalSession, capsys: pytest.CaptureFixture[str]) -> None:
     """One command makes bucket, code and stack and says what comes next; one command takes all of it away."""
-    assert main(["up", "mill", "Monitoring=false", "FunctionMemory=1769"], session=session, template=TEMPLATE) == 0
+    given = ["AlarmEmail=me@example.org", "FunctionMemory=1769"]
+    assert main(["up", "mill", *given], session=session, template=TEMPLATE) == 0
     said = capsys.readouterr().out
+    assert "  me@example.org gets a message first" in said
     assert "  .venv/bin/python -m processor --stack mill latest\n" in said
     assert "  make undeploy STACK=mill\n" in said
     function = session.client("lambda").get_function(FunctionName="mill-DDBEventProcessor")["Configuration"]
