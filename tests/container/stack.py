@@ -66,12 +66,13 @@ class Stack:
     """`up` builds the images and starts the services; `down` ends all and shows that nothing is left."""
 
     def __init__(self, project: str) -> None:
-        self._project = project
+        self.project = project
+        self.network = f"{project}_default"
         self.seconds_to_first_post = 0.0
 
     def compose(self, *arguments: str) -> str:
         """Run docker compose on the project."""
-        return docker("compose", "--project-name", self._project, "--progress", "plain", *FILES, *arguments)
+        return docker("compose", "--project-name", self.project, "--progress", "plain", *FILES, *arguments)
 
     def build(self) -> None:
         """Build the images of the daemon and the stand-ins."""
@@ -90,7 +91,7 @@ class Stack:
     def down(self) -> None:
         """End all."""
         self.compose("down", "--volumes", "--timeout", "15")
-        label = f"label=com.docker.compose.project={self._project}"
+        label = f"label=com.docker.compose.project={self.project}"
         for kind in (["ps", "--all"], ["volume", "ls"], ["network", "ls"]):
             assert docker(*kind, "--quiet", "--filter", label) == "", kind
 

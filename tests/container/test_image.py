@@ -3,12 +3,11 @@
 import json
 import subprocess
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from service import __version__
-from tests.container.stack import ROOT, Stack, docker, inspect
+from tests.container.stack import ROOT, docker, inspect
 
 pytestmark = [
     pytest.mark.integration,
@@ -118,24 +117,6 @@ def test_a_wrong_setting_ends_it_with_a_line() -> None:
 
     assert result.returncode == 2
     assert "MILLRACE_STREAM" in result.stdout + result.stderr
-
-
-def test_the_real_compose_file_runs_the_same_image(images: Stack, tmp_path: Path) -> None:
-    """With .env made from its example, docker-compose.real.yml is whole, and its daemon reads it."""
-    example = (ROOT / ".env.example").read_text(encoding="utf-8")
-    for name in ("MILLRACE_BEARER_TOKEN", "MILLRACE_STREAM", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        example = example.replace(f"{name}=\n", f"{name}=value\n")
-    (tmp_path / ".env").write_text(example.replace("AWS_REGION=\n", "AWS_REGION=eu-west-1\n"), encoding="utf-8")
-    (tmp_path / "docker-compose.real.yml").write_bytes((ROOT / "docker-compose.real.yml").read_bytes())
-    files = ("--project-directory", str(tmp_path), "-f", str(tmp_path / "docker-compose.real.yml"))
-    try:
-        printed = docker("compose", *files, "run", "--rm", "--no-TTY", "millrace", "config")
-    finally:
-        docker("compose", *files, "down", "--volumes")
-
-    assert "coffee beans" in printed
-    assert "value" in printed
-    assert "MILLRACE_BEARER_TOKEN=value" not in printed
 
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
