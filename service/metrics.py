@@ -38,7 +38,7 @@ from service.core.records import DropReason, FailureKind, Outcome, PutRequest, R
 from service.core.verdict import Check
 
 # From the first linger to the longest back-off of a throttled shard.
-_DELIVERY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+_DELIVERY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 7.5, 10, 15, 30, 60, 300)
 # X names 6 to 7 s as the 99th percentile of the filtered stream; backfill brings posts that are minutes old.
 _LAG_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 7.5, 10, 15, 30, 60, 300, 900, 3600)
 _PUT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)

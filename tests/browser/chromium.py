@@ -33,7 +33,16 @@ async def browser() -> AsyncIterator[Browser]:
 
 async def says(page: Page, text: str, selector: str = "#verdict-title") -> None:
     """Wait until a part of the page begins with a text."""
-    script = "([selector, text]) => document.querySelector(selector).textContent.startsWith(text)"
+    await _waits(page, text, selector, "startsWith")
+
+
+async def mentions(page: Page, text: str, selector: str) -> None:
+    """Wait until a part of the page has a text somewhere."""
+    await _waits(page, text, selector, "includes")
+
+
+async def _waits(page: Page, text: str, selector: str, how: str) -> None:
+    script = f"([selector, text]) => document.querySelector(selector).textContent.{how}(text)"
     try:
         await page.wait_for_function(script, arg=[selector, text], timeout=WAIT_SECONDS * 1000)
     except Exception as error:

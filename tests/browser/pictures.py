@@ -14,7 +14,7 @@ from pathlib import Path
 from playwright.async_api import Browser, Page
 
 from local.pipeline import Pipeline
-from tests.browser.chromium import browser, says
+from tests.browser.chromium import browser, mentions, says
 
 WIDTH, HEIGHT = 1100, 900
 # 600 posts a second fill 3 MiB of memory in some three seconds of an outage, and then the disk.
@@ -55,7 +55,7 @@ async def walk(chromium: Browser, state: Path, pictures: Path, warm_up: float) -
             await says(page, "Kinesis does not take posts")
             await _take(page, pictures / "page-blocked.png")
             await says(page, "Catching up")
-            await asyncio.sleep(3)
+            await mentions(page, "At this pace that takes", "#verdict-detail")
             await page.emulate_media(color_scheme="dark")
             await _take(page, pictures / "page-catching-up.png")
 
