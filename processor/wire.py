@@ -40,7 +40,7 @@ which is what the Lambda runs; before that `backports.zstd`, the same code, stan
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from hashlib import md5
 from typing import NamedTuple
 
@@ -109,47 +109,56 @@ class Aggregate:
 
     def __init__(self) -> None:
         self._indices: dict[bytes, bytes] = {}
-        self._table: list[bytes] = []
+        self._table: list[bytes] = [MAGIC]
         self._records: list[bytes] = []
         self.count = 0
         self.size = ENVELOPE_BYTES
 
-    def add(self, key: bytes, data: bytes, limit: int | None = None) -> bool:
+    def extend(self, records: Iterable[tuple[bytes, bytes]], limit: int | None = None) -> int:
         """
-        Append one user record; `key` is its partition key in UTF-8.
+        Append user records, each a partition key in UTF-8 and its data, until one would make `size` pass `limit`.
 
-        Returns False, and changes nothing, if `size` would pass `limit`. The first record is always taken.
+        Returns how many were taken. The first record of a container is always taken.
         """
-        index = self._indices.get(key)
-        entry = b""
-        if index is None:
-            number = len(self._indices)
-            index = _KEY_INDEX[number] if number < _SMALL else b"\x08" + varint(number)
-            entry = (_KEY_LENGTH[len(key)] if len(key) < _SMALL else b"\x0a" + varint(len(key))) + key
-        count = len(data)
-        if count < _SMALL - _HEAD:
-            length = _LENGTH[count]
-            inner = len(index) + len(length) + count
-            head = _LENGTH[inner]
-        else:
-            length = b"\x1a" + varint(count)
-            inner = len(index) + len(length) + count
-            head = b"\x1a" + varint(inner)
-        size = self.size + len(entry) + len(head) + inner
-        if limit is not None and size > limit and self.count:
-            return False
-        if entry:
-            self._indices[key] = index
-            self._table.append(entry)
-        self._records += (head, index, length, data)
-        self.size = size
-        self.count += 1
-        return True
+        indices, table, pieces = self._indices, self._table, self._records
+        size, before = self.size, self.count
+        count = before
+        for key, data in records:
+            index = indices.get(key)
+            entry = b""
+            if index is None:
+                number = len(indices)
+                index = _KEY_INDEX[number] if number < _SMALL else b"\x08" + varint(number)
+                entry = (_KEY_LENGTH[len(key)] if len(key) < _SMALL else b"\x0a" + varint(len(key))) + key
+            length = len(data)
+            if length < _SMALL - _HEAD:
+                prefix = _LENGTH[length]
+                inner = len(index) + len(prefix) + length
+                head = _LENGTH[inner]
+            else:
+                prefix = b"\x1a" + varint(length)
+                inner = len(index) + len(prefix) + length
+                head = b"\x1a" + varint(inner)
+            grown = size + len(entry) + len(head) + inner
+            if limit is not None and grown > limit and count:
+                break
+            if entry:
+                indices[key] = index
+                table.append(entry)
+            pieces += (head, index, prefix, data)
+            size = grown
+            count += 1
+        self.size, self.count = size, count
+        return count - before
+
+    def add(self, key: bytes, data: bytes, limit: int | None = None) -> bool:
+        """Append one user record; False, and nothing has changed, if `extend` would not take it."""
+        return self.extend([(key, data)], limit) == 1
 
     def seal(self) -> bytes:
         """Return the finished container."""
-        message = b"".join(self._table) + b"".join(self._records)
-        return MAGIC + message + md5(message, usedforsecurity=False).digest()
+        container = b"".join(self._table + self._records)
+        return container + md5(memoryview(container)[len(MAGIC) :], usedforsecurity=False).digest()
 
 
 def decode(data: bytes) -> Decoded:

@@ -1,12 +1,16 @@
 """
-Batches: the posts of a lane that will become one Kinesis record.
+How many of a lane's posts become one Kinesis record, and its bytes.
 
-A lane's last batch is open and grows; it is closed only when it is taken, that is, when the lane can send. So a lane
-that waits for an answer does not pile up small records: its next one grows meanwhile, from `TARGET_BYTES`, which a
-free lane sends at once, up to `LARGEST_BYTES`.
+A record is made only when it is taken, that is, when its lane can send. So a lane that waits for an answer does not
+pile up small records: its next one grows meanwhile, from `TARGET_BYTES`, which a free lane sends at once, up to
+`LARGEST_BYTES`.
 
-A batch of one post is sent raw, without the envelope, but under the lane's keys.
+A post alone is sent raw, without the envelope, but under the lane's keys.
 """
+
+from collections.abc import Sequence
+from itertools import islice
+from operator import attrgetter
 
 from processor.wire import Aggregate, compress
 from service.core.limits import PAYLOAD_UNIT_BYTES
@@ -18,46 +22,34 @@ TARGET_BYTES = 2 * PAYLOAD_UNIT_BYTES - NAME_BYTES
 # A fifth of what a shard takes in a second: large enough for 1 MiB/s at a round trip of 200 ms, small enough that
 # a shard that is shared with others still finds room for it.
 LARGEST_BYTES = 8 * PAYLOAD_UNIT_BYTES - NAME_BYTES
-# Sizes are known before compression only. Posts shrink to a quarter or less (docs/performance.md), so a batch may
+# Sizes are known before compression only. Posts shrink to a quarter or less (docs/performance.md), so a container may
 # be so many times larger; one that does not shrink at all still fits into a record.
 COMPRESSED_GROWTH = 4
 
+_key_and_line = attrgetter("key", "line")
 
-class Batch:
+
+def whole_units(size: int, growth: int = 1) -> int:
+    """The largest container that fills its payload units with so many bytes of posts: TARGET_BYTES to LARGEST_BYTES."""
+    unit = PAYLOAD_UNIT_BYTES * growth
+    return max(TARGET_BYTES * growth, min(LARGEST_BYTES * growth, size // unit * unit - NAME_BYTES))
+
+
+def pack(posts: Sequence[Post], limit: int, most: int | None = None, *, compressed: bool = False) -> tuple[int, bytes]:
     """
-    Posts of one lane, oldest first, encoded as they come.
+    Put the first of some posts into the data of one Kinesis record.
 
-    Attributes:
-        posts: the posts inside.
-        aggregate: the same, encoded; its `size` says how large the container would be, if it were closed now.
-        opened_at: when the first one was added, in seconds.
-        perhaps_stored: some were sent before, under an older shard map, and got no answer.
-        astray: how often they were stored outside the range of their shard.
+    Args:
+        posts: oldest first, one at least.
+        limit: bytes of the container, before compression. The first post always fits: it was measured at the door.
+        most: how many may go in; None for all.
+        compressed: put the container into a compressed frame.
+
+    Returns: how many went in, and the data.
     """
-
-    __slots__ = ("aggregate", "astray", "opened_at", "perhaps_stored", "posts")
-
-    def __init__(self, now: float) -> None:
-        self.aggregate = Aggregate()
-        self.posts: list[Post] = []
-        self.opened_at = now
-        self.perhaps_stored = False
-        self.astray = 0
-
-    def add(self, post: Post, limit: int) -> bool:
-        """
-        Take one more post; False if the container would be larger than `limit` bytes.
-
-        The first one always fits: it was measured at the door.
-        """
-        if not self.aggregate.add(post.key, post.line, limit):
-            return False
-        self.posts.append(post)
-        return True
-
-    def encode(self, *, compressed: bool = False) -> bytes:
-        """Return the data of the Kinesis record."""
-        if len(self.posts) == 1:
-            return self.posts[0].line
-        container = self.aggregate.seal()
-        return compress(container) if compressed else container
+    aggregate = Aggregate()
+    count = aggregate.extend(map(_key_and_line, islice(posts, most)), limit)
+    if count == 1:
+        return count, posts[0].line
+    container = aggregate.seal()
+    return count, compress(container) if compressed else container

@@ -8,7 +8,7 @@ its first copy and never behind something newer.
 The states and what moves them. A move that is not in the table is a bug and raises KeyError.
 
     state        event      becomes      meaning
-    idle         sent       in flight    the head was taken from the batches, attempt counted
+    idle         sent       in flight    the head was made of waiting posts, attempt counted
     in flight    accepted   idle         the head is stored: delivered
     in flight    retry      backing off  throttled, failed or unknown: ready again at `ready_at`
     in flight    final      idle         Kinesis will never take it: dropped, a dead letter
@@ -18,14 +18,19 @@ The states and what moves them. A move that is not in the table is a bug and rai
 """
 
 from collections import deque
+from collections.abc import Sequence
 from enum import Enum
 
-from service.core.aggregator import Batch
 from service.core.records import KinesisRecord, Post
 from service.core.shard_map import Slice
 
 
-class State(Enum):
+class _Name(Enum):
+    # Enum hashes a member's name, in Python code, at each look into the table below; its members are single anyway.
+    __hash__ = object.__hash__
+
+
+class State(_Name):
     """What a lane's head is doing."""
 
     IDLE = "idle"
@@ -34,7 +39,7 @@ class State(Enum):
     ASTRAY = "astray"
 
 
-class Event(Enum):
+class Event(_Name):
     """What can happen to it."""
 
     SENT = "sent"
@@ -64,7 +69,11 @@ class Lane:
         slice: its name, shard and range of hash keys.
         state: see the table above.
         head: the record that is under way or waits to be sent again; None when idle.
-        batches: what waits behind it, oldest first; the last one is open.
+        posts: what waits behind it, oldest first.
+        size: bytes of their lines.
+        looks_at: the size from which another post makes it worth a look when to send.
+        doubtful: how many of the first posts may be stored already; they make records of their own.
+        astray: how often those were stored outside the range of their shard.
         ready_at: when a head that backs off may go again, in seconds.
         failures: how often the head failed in a row.
         shard_id: the shard that stored the head astray.
@@ -74,14 +83,18 @@ class Lane:
     """
 
     __slots__ = (
-        "batches",
+        "astray",
         "blockers",
+        "doubtful",
         "due_at",
         "failures",
         "head",
         "last_sequence",
+        "looks_at",
+        "posts",
         "ready_at",
         "shard_id",
+        "size",
         "slice",
         "state",
     )
@@ -90,7 +103,11 @@ class Lane:
         self.slice = piece
         self.state = State.IDLE
         self.head: KinesisRecord | None = None
-        self.batches: deque[Batch] = deque()
+        self.posts: deque[Post] = deque()
+        self.size = 0
+        self.looks_at: float = 0
+        self.doubtful = 0
+        self.astray = 0
         self.ready_at = 0.0
         self.failures = 0
         self.shard_id = ""
@@ -99,8 +116,7 @@ class Lane:
         self.last_sequence = 0
 
     def __repr__(self) -> str:
-        waiting = sum(len(batch.posts) for batch in self.batches)
-        return f"<Lane {self.slice.name} {self.state.value}, {waiting} posts waiting, {self.failures} failures>"
+        return f"<Lane {self.slice.name} {self.state.value}, {len(self.posts)} posts waiting, {self.failures} failures>"
 
     @property
     def is_busy(self) -> bool:
@@ -114,12 +130,27 @@ class Lane:
             self.head = None
             self.failures = 0
 
-    def append(self, post: Post, now: float, limit: int) -> None:
-        """Add a post behind all others; `limit` is the largest container in bytes."""
-        if not self.batches or not self.batches[-1].add(post, limit):
-            batch = Batch(now)
-            batch.add(post, limit)
-            self.batches.append(batch)
+    def put_in_front(self, posts: Sequence[Post], *, doubtful: bool, astray: int) -> None:
+        """Queue posts before all others; see the attributes for the rest."""
+        self.posts.extendleft(reversed(posts))
+        self.size += sum([len(post.line) for post in posts])
+        # What is surely not stored, but stands before what may be, is counted with it: that is the careful side.
+        if doubtful or self.doubtful:
+            self.astray = max(astray, self.astray if self.doubtful else 0)
+            self.doubtful += len(posts)
+
+    def take(self, count: int) -> list[Post]:
+        """Take the first posts out of the queue."""
+        waiting = self.posts
+        if count == len(waiting):
+            posts = list(waiting)
+            waiting.clear()
+            self.size = 0
+        else:
+            posts = [waiting.popleft() for _ in range(count)]
+            self.size -= sum([len(post.line) for post in posts])
+        self.doubtful = max(0, self.doubtful - count)
+        return posts
 
     def in_sequence(self, sequence_number: str) -> bool:
         """Whether Kinesis filed this record behind the one before it; remembers it for the next."""

@@ -75,10 +75,10 @@ _Finder = Callable[[bytes], tuple[str, str]]
 def _post_finder(partition_key: str) -> _Finder:
     """Return what finds (id, partition key) in a post of X."""
     # A struct of just the wanted fields lets the decoder skip everything else without building it.
-    fields: list[tuple[str, Any, object]] = [("id", str, "")]
-    if partition_key != "id":
-        fields.append((partition_key, str | None, None))
-    data = msgspec.defstruct("Data", fields, gc=False)
+    # Where the id is the key, the second field has a name that no post has: a post without a key is keyed by its id.
+    fields: list[tuple[str, Any, object]] = [("id", str, ""), ("key", str | None, None)]
+    name = partition_key if partition_key != "id" else "-"
+    data = msgspec.defstruct("Data", fields, rename={"key": name}, gc=False)
     line = msgspec.defstruct("Line", [("data", data | None, None), ("errors", msgspec.Raw, msgspec.Raw())], gc=False)
     decode: Callable[[bytes], Any] = msgspec.json.Decoder(line).decode
 
@@ -93,7 +93,7 @@ def _post_finder(partition_key: str) -> _Finder:
         data = read.data
         if data is None or not data.id:
             raise _NotAPostError(DropReason.X_ERROR if data is None and bytes(read.errors) else DropReason.NO_ID)
-        return data.id, getattr(data, partition_key) or data.id
+        return data.id, data.key or data.id
 
     return find
 

@@ -27,7 +27,7 @@ from heapq import heappop, heappush
 from random import Random
 from typing import NamedTuple
 
-from service.core.aggregator import COMPRESSED_GROWTH, LARGEST_BYTES, TARGET_BYTES, Batch
+from service.core.aggregator import COMPRESSED_GROWTH, LARGEST_BYTES, TARGET_BYTES, pack, whole_units
 from service.core.backoff import Trouble, delay
 from service.core.lane import Event, Lane, State
 from service.core.limits import DEFAULT_RECORD_BYTES, PARTITION_KEY_BYTES, RECORDS_PER_REQUEST, REQUEST_BYTES
@@ -126,8 +126,7 @@ class Producer:
         self._linger = linger
         self._memory_limit = memory_limit
         self._compress = compress
-        growth = COMPRESSED_GROWTH if compress else 1
-        self._target, self._largest = TARGET_BYTES * growth, LARGEST_BYTES * growth
+        self._growth = COMPRESSED_GROWTH if compress else 1
         self.rng = rng
         self._record_limit = DEFAULT_RECORD_BYTES
         self._ignores_keys = False
@@ -222,24 +221,23 @@ class Producer:
         if self._map is None:
             raise RuntimeError("offer() before the first on_shards()")
         too_large = []
-        lanes, index = self._lanes, self._map.index
+        lanes, known, index = self._lanes, self._map.known, self._map.index
         room = self._record_limit - PARTITION_KEY_BYTES
-        # A free lane sends at the target; one that waits for an answer lets its batch grow meanwhile.
-        target, largest = self._container_limit(self._target), self._container_limit(self._largest)
         count = size = 0
         for post in posts:
             length = len(post.line)
             if length > room and length + max(len(post.key), NAME_BYTES) > self._record_limit:
                 too_large.append(Outcome([post], DropReason.POST_TOO_LARGE, 0))
                 continue
-            lane = lanes[index(post.key)]
-            free = lane.state is State.IDLE
-            lane.append(post, now, target if free else largest)
+            place = known.get(post.key)
+            lane = lanes[index(post.key) if place is None else place]
+            lane.posts.append(post)
+            lane.size += length
+            # When the first post comes, and again when there is enough: not once a post.
+            if lane.size >= lane.looks_at:
+                self._plan(lane, now)
             count += 1
             size += length
-            # Planned when the first post comes, and again when there is enough: not once a post.
-            if free and lane.due_at > now and (lane.due_at == _NEVER or len(lane.batches) > 1 or not target):
-                self._plan(lane, now)
         self._posts += count
         self._bytes += size + count * POST_OVERHEAD_BYTES
         return too_large
@@ -328,7 +326,7 @@ class Producer:
         """No more posts will come: send what is inside without lingering."""
         self._closing = True
         for lane in self._lanes:
-            if lane.batches and lane.state is State.IDLE:
+            if lane.posts and lane.state is State.IDLE:
                 self._look_at(lane, -_NEVER)
 
     def abandon(self) -> list[Outcome]:
@@ -336,8 +334,7 @@ class Producer:
         left: list[Post] = []
         for lane in [*self._retired, *self._lanes]:
             left += lane.head.posts if lane.head else ()
-            for batch in lane.batches:
-                left += batch.posts
+            left += lane.posts
         self._posts = self._bytes = 0
         return [Outcome(left, DropReason.SHUTDOWN)] if left else []
 
@@ -365,6 +362,7 @@ class Producer:
                     break
             record.attempts += 1
             lane.move(Event.SENT)
+            lane.looks_at = _NEVER
             self._pace(lane).take(record.size, now)
             records.append(record)
             lanes.append(lane)
@@ -393,25 +391,38 @@ class Producer:
             return None
         if lane.head is not None:
             return lane.head
-        batch = lane.batches.popleft()
+        lane.head = self._make(lane, now)
+        return lane.head
+
+    def _make(self, lane: Lane, now: float) -> KinesisRecord:
+        """Make a record of the posts that wait: of all, if they have lingered, otherwise of whole payload units."""
+        lingered = self._closing or lane.doubtful or self._lingers_until(lane) <= now
+        perhaps_stored, astray = lane.doubtful > 0, lane.astray if lane.doubtful else 0
         single = not self._aggregate
         if single:
+            count, data = 1, lane.posts[0].line
+        else:
+            limit = LARGEST_BYTES * self._growth if lingered else whole_units(lane.size, self._growth)
+            limit = min(limit, self._record_limit - NAME_BYTES)
+            count, data = pack(lane.posts, limit, lane.doubtful or None, compressed=self._compress)
+        full = count < len(lane.posts) or lane.size >= self._target
+        posts = lane.take(count)
+        if single:
             reason = SealReason.SINGLE
-        elif lane.batches or batch.aggregate.size >= self._target:
+        elif full:
             reason = SealReason.SIZE
         else:
             reason = SealReason.DRAIN if self._closing else SealReason.LINGER
-        lane.head = KinesisRecord(
-            partition_key=batch.posts[0].key.decode() if single else lane.slice.name,
-            explicit_hash_key="" if single else str(lane.slice.first),
-            data=batch.encode(compressed=self._compress),
-            posts=batch.posts,
+        return KinesisRecord(
+            partition_key=posts[0].key.decode() if single else lane.slice.name,
+            explicit_hash_key="" if single else lane.slice.explicit_hash_key,
+            data=data,
+            posts=posts,
             sealed=reason,
             generation=self._generation,
-            perhaps_stored=batch.perhaps_stored,
-            astray=batch.astray,
+            perhaps_stored=perhaps_stored,
+            astray=astray,
         )
-        return lane.head
 
     def _request(self, records: list[KinesisRecord], lanes: list[Lane]) -> PutRequest:
         self._requests += 1
@@ -427,18 +438,25 @@ class Producer:
 
     def _plan(self, lane: Lane, now: float) -> None:
         """Set when an idle lane with posts sends: at once if there is a reason, else when the linger is over."""
-        if lane.state is not State.IDLE or lane.blockers or not lane.batches:
+        if lane.state is not State.IDLE or lane.blockers:
             return
-        first = lane.batches[0]
-        full = len(lane.batches) > 1 or first.aggregate.size >= self._target or not self._aggregate
-        if full or self._closing or not self._linger:
+        if not lane.posts:
+            lane.looks_at = 0
+            return
+        if lane.size >= self._target or lane.doubtful or self._closing:
+            lane.looks_at = _NEVER
             when = now
         else:
-            # Rounded down to a step, so that lanes of many shards share a request instead of sending one each.
-            step = self._linger / LINGER_STEPS
-            when = max(now, (first.opened_at + self._linger) // step * step)
+            lane.looks_at = self._target
+            when = max(now, self._lingers_until(lane))
         if when < lane.due_at:
             self._look_at(lane, when)
+
+    def _lingers_until(self, lane: Lane) -> float:
+        """Rounded down to a step, so that lanes of many shards share a request instead of sending one each."""
+        over = lane.posts[0].received_at + self._linger
+        step = self._linger / LINGER_STEPS
+        return over // step * step if step else over
 
     def _pace(self, lane: Lane) -> Pace:
         return self._paces[lane.slice.shard_id or lane.slice.name]
@@ -518,6 +536,8 @@ class Producer:
     def _redraw(self, now: float) -> None:
         """Build the lanes of the new map, keep those that are the same, deal out the posts of the others."""
         self._aggregate = self._wants_aggregates and not self._ignores_keys
+        limit = min(TARGET_BYTES * self._growth, self._record_limit - NAME_BYTES)
+        self._target = limit if self._aggregate else 0
         if self._ignores_keys:
             pieces = slices_without_shards()
         else:
@@ -536,12 +556,12 @@ class Producer:
         for retired in self._retired:
             for place in self._map.overlapping(retired.slice):
                 self._lanes[place].blockers.add(retired)
-        limit = self._container_limit(self._largest)
         for lane in old.values():
             lane.due_at = _NEVER
-            for post in (post for batch in lane.batches for post in batch.posts):
-                self._lanes[self._map.index(post.key)].append(post, now, limit)
-            lane.batches.clear()
+            for post in lane.take(len(lane.posts)):
+                new = self._lanes[self._map.index(post.key)]
+                new.posts.append(post)
+                new.size += len(post.line)
         for lane in old.values():
             if lane.state in {State.IDLE, State.BACKING_OFF}:
                 self._release(lane, now)
@@ -558,25 +578,13 @@ class Producer:
             new.blockers.discard(lane)
             self._plan(new, now)
 
-    def _container_limit(self, size: int) -> int:
-        """The given size, if containers may be so large; 0 if every post goes alone."""
-        return min(size, self._record_limit - NAME_BYTES) if self._aggregate else 0
-
     def _put_in_front(self, posts: Sequence[Post], now: float, *, perhaps_stored: bool, astray: int = 0) -> None:
         """Queue posts before everything that waits in their lanes, in order."""
         assert self._map is not None
-        limit = self._container_limit(self._largest)
-        by_lane: dict[int, list[Batch]] = {}
+        by_lane: dict[int, list[Post]] = {}
         for post in posts:
-            batches = by_lane.setdefault(self._map.index(post.key), [])
-            if not batches or not batches[-1].add(post, limit):
-                # They have lingered once already.
-                batch = Batch(now - self._linger)
-                batch.perhaps_stored = perhaps_stored
-                batch.astray = astray
-                batch.add(post, limit)
-                batches.append(batch)
-        for index, batches in by_lane.items():
+            by_lane.setdefault(self._map.index(post.key), []).append(post)
+        for index, returned in by_lane.items():
             lane = self._lanes[index]
-            lane.batches.extendleft(reversed(batches))
+            lane.put_in_front(returned, doubtful=perhaps_stored, astray=astray)
             self._plan(lane, now)

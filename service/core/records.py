@@ -80,6 +80,7 @@ class KinesisRecord(msgspec.Struct, eq=False):
         generation: the number of the shard map that it was made under.
         alone: it shared a request that Kinesis refused for good, and goes alone to find the culprit.
         astray: how often it was stored outside the range of its shard.
+        size: its share of Kinesis' limits, in bytes: data plus partition key.
     """
 
     partition_key: str
@@ -92,11 +93,11 @@ class KinesisRecord(msgspec.Struct, eq=False):
     perhaps_stored: bool = False
     alone: bool = False
     astray: int = 0
+    size: int = 0
 
-    @property
-    def size(self) -> int:
-        """Its share of Kinesis' limits, in bytes: data plus partition key."""
-        return len(self.data) + len(self.partition_key.encode())
+    def __post_init__(self) -> None:
+        """Work out the size, which is asked for several times a request."""
+        self.size = len(self.data) + len(self.partition_key.encode())
 
 
 class PutRequest(msgspec.Struct, eq=False):

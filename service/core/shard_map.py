@@ -32,6 +32,11 @@ class Slice(NamedTuple):
     first: int
     last: int
 
+    @property
+    def explicit_hash_key(self) -> str:
+        """Where its containers go, as Kinesis wants it written."""
+        return str(self.first)
+
 
 def slices(shards: Sequence[Shard], lanes_per_shard: int) -> list[Slice]:
     """
@@ -65,7 +70,11 @@ KNOWN_KEYS = 1 << 16
 
 
 class ShardMap:
-    """Finds the slice of a key. The slices must be in order; together they cover all hash keys."""
+    """
+    Finds the slice of a key. The slices must be in order; together they cover all hash keys.
+
+    `known` has some keys that were asked for, and their answers: a look there first spares a call.
+    """
 
     def __init__(self, pieces: Sequence[Slice]) -> None:
         if not pieces:
@@ -73,15 +82,15 @@ class ShardMap:
         self.slices = tuple(pieces)
         # The first one begins at the lowest key there is, whatever it says: nothing may fall out at the bottom.
         self._firsts = [0, *(piece.first for piece in pieces[1:])]
-        self._known: dict[bytes, int] = {}
+        self.known: dict[bytes, int] = {}
 
     def index(self, partition_key: bytes) -> int:
         """The place in `slices` of the one that serves this key."""
-        index = self._known.get(partition_key)
+        index = self.known.get(partition_key)
         if index is None:
-            if len(self._known) >= KNOWN_KEYS:
-                self._known.clear()
-            index = self._known[partition_key] = bisect_right(self._firsts, hash_key(partition_key)) - 1
+            if len(self.known) >= KNOWN_KEYS:
+                self.known.clear()
+            index = self.known[partition_key] = bisect_right(self._firsts, hash_key(partition_key)) - 1
         return index
 
     def overlapping(self, piece: Slice) -> range:

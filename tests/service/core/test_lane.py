@@ -6,8 +6,6 @@ from service.core.lane import MOVES, Event, Lane, State
 from service.core.records import KinesisRecord, Post, SealReason
 from service.core.shard_map import Slice
 
-LIMIT = 1000
-
 
 def a_lane() -> Lane:
     """Make a lane for the whole stream."""
@@ -59,21 +57,37 @@ def test_a_retry_keeps_the_head_until_it_is_accepted() -> None:
     assert lane.head is None
 
 
-def test_posts_fill_the_open_batch_and_then_open_the_next() -> None:
-    """A batch takes what fits into the limit; the next one remembers when it was opened."""
+def test_posts_leave_in_the_order_in_which_they_came() -> None:
+    """What is taken comes from the front; the size follows."""
     lane = a_lane()
-    for second in range(3):
-        lane.append(post(400), float(second), LIMIT)
-    assert [len(batch.posts) for batch in lane.batches] == [2, 1]
-    assert [batch.opened_at for batch in lane.batches] == [0.0, 2.0]
+    posts = [post(size) for size in (10, 20, 30)]
+    lane.put_in_front(posts, doubtful=False, astray=0)
+    assert lane.take(2) == posts[:2]
+    assert lane.size == 30
+    assert lane.take(1) == posts[2:]
+    assert lane.size == 0
 
 
-def test_a_post_over_the_limit_has_a_batch_of_its_own() -> None:
-    """A large post is carried alone, and nothing joins it."""
+def test_what_comes_back_stands_before_all_others() -> None:
+    """Posts put in front keep their own order; until they are taken, the lane knows how many may be stored already."""
     lane = a_lane()
-    for size in (10, 2 * LIMIT, 10):
-        lane.append(post(size), 0.0, LIMIT)
-    assert [len(batch.posts) for batch in lane.batches] == [1, 1, 1]
+    newer, older = [post()], [post(), post()]
+    lane.put_in_front(newer, doubtful=False, astray=0)
+    lane.put_in_front(older, doubtful=True, astray=1)
+    assert list(lane.posts) == [*older, *newer]
+    assert (lane.doubtful, lane.astray) == (2, 1)
+    lane.take(1)
+    assert lane.doubtful == 1
+    lane.take(2)
+    assert lane.doubtful == 0
+
+
+def test_what_stands_before_doubtful_posts_counts_with_them() -> None:
+    """Only the first posts of a lane can be doubtful, so what is put before them becomes so."""
+    lane = a_lane()
+    lane.put_in_front([post()], doubtful=True, astray=2)
+    lane.put_in_front([post()], doubtful=False, astray=0)
+    assert (lane.doubtful, lane.astray) == (2, 2)
 
 
 def test_sequence_numbers_must_rise() -> None:
@@ -87,5 +101,5 @@ def test_sequence_numbers_must_rise() -> None:
 def test_the_text_of_a_lane_says_what_it_does() -> None:
     """A lane in a traceback or a debugger shows name, state and load."""
     lane = lane_in(State.BACKING_OFF)
-    lane.append(post(), 0.0, LIMIT)
+    lane.posts.append(post())
     assert repr(lane) == "<Lane shardId-0 backing off, 1 posts waiting, 1 failures>"

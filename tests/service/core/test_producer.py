@@ -338,10 +338,10 @@ class Rig:
         self.producer.on_shards(self.model.open, 0.0)
         self.count = 0
 
-    def post(self, key: bytes = b"author-0", size: int = 100) -> Post:
-        """Make the next post; its line has this size."""
+    def post(self, key: bytes = b"author-0", size: int = 100, now: float = 0.0) -> Post:
+        """Make the next post, received now; its line has this size."""
         self.count += 1
-        return Post((key + b"|%d|" % self.count).ljust(size, b"x"), str(self.count), key, 0.0)
+        return Post((key + b"|%d|" % self.count).ljust(size, b"x"), str(self.count), key, now)
 
     def answer(self, request: PutRequest, now: float) -> list[Outcome]:
         """Store a request and tell the producer."""
@@ -371,7 +371,7 @@ class TestWhenABatchIsSent:
     def test_a_small_batch_waits_for_company(self) -> None:
         """Posts that come within the linger go together, when it is over."""
         rig = Rig(linger=1.0)
-        first, second = rig.post(), rig.post()
+        first, second = rig.post(now=0.1), rig.post(now=0.7)
         rig.producer.offer([first], 0.1)
         assert rig.producer.requests(0.1) == []
         rig.producer.offer([second], 0.7)
@@ -400,7 +400,7 @@ class TestWhenABatchIsSent:
     def test_a_batch_of_the_target_size_goes_at_once(self) -> None:
         """A free lane does not wait for more than the target."""
         rig = Rig()
-        rig.producer.offer([rig.post(size=TARGET_BYTES // 10) for _ in range(10)], 0.0)
+        rig.producer.offer([rig.post(size=-(-TARGET_BYTES // 10)) for _ in range(10)], 0.0)
         record = rig.only_record(0.0)
         assert len(record.posts) == 9, "a tenth would have begun another payload unit"
         assert record.size <= 2 * PAYLOAD_UNIT_BYTES
@@ -421,6 +421,23 @@ class TestWhenABatchIsSent:
         rig.answer(request, 0.1)
         rest = rig.only_record(0.1)
         assert SealReason.LINGER is not rest.sealed
+        assert posts == [*record.posts, *rest.posts]
+
+    def test_what_has_not_lingered_waits_until_it_fills_a_payload_unit(self) -> None:
+        """Behind an answer only whole units leave before the linger is over; the rest waits for company."""
+        rig = Rig(linger=1.0)
+        rig.producer.offer([rig.post(size=TARGET_BYTES)], 0.0)
+        request = rig.only_request(0.0)
+        posts = [rig.post(size=PAYLOAD_UNIT_BYTES // 10, now=0.1) for _ in range(37)]
+        rig.producer.offer(posts, 0.1)
+        rig.answer(request, 0.2)
+        request = rig.only_request(0.2)
+        (record,) = request.records
+        assert 2.8 < record.size / PAYLOAD_UNIT_BYTES <= 3.0
+        rig.answer(request, 0.3)
+        assert rig.producer.requests(0.3) == []
+        rest = rig.only_record(rig.producer.next_deadline())
+        assert SealReason.LINGER is rest.sealed
         assert posts == [*record.posts, *rest.posts]
 
     def test_a_batch_that_is_full_before_its_target_counts_as_full(self) -> None:
@@ -757,7 +774,7 @@ class TestCompression:
     def test_a_free_lane_waits_for_more_before_it_sends(self) -> None:
         """The target is so many times larger as posts shrink, so that records are as large as without."""
         rig = Rig(compress=True)
-        size = TARGET_BYTES // 10
+        size = -(-TARGET_BYTES // 10)
         rig.producer.offer([rig.post(size=size) for _ in range(10 * COMPRESSED_GROWTH - 2)], 0.0)
         assert rig.producer.requests(0.0) == []
         rig.producer.offer([rig.post(size=size) for _ in range(2)], 0.0)
