@@ -42,7 +42,7 @@ which is what the Lambda runs; before that `backports.zstd`, the same code, stan
 import sys
 from collections.abc import Iterable, Iterator
 from hashlib import md5
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -98,6 +98,20 @@ _LENGTH = [b"\x1a" + varint(number) for number in range(_SMALL)]
 _HEAD = 32
 
 
+class Keyed(Protocol):
+    """What goes into a container: `key` is the partition key in UTF-8, `line` the data."""
+
+    @property
+    def key(self) -> bytes: ...  # noqa: D102
+    @property
+    def line(self) -> bytes: ...  # noqa: D102
+
+
+class _Keyed(NamedTuple):
+    key: bytes
+    line: bytes
+
+
 class Aggregate:
     """
     A container that grows in encoded bytes, so that its size is known exactly at every moment.
@@ -114,16 +128,17 @@ class Aggregate:
         self.count = 0
         self.size = ENVELOPE_BYTES
 
-    def extend(self, records: Iterable[tuple[bytes, bytes]], limit: int | None = None) -> int:
+    def extend(self, records: Iterable[Keyed], limit: int | None = None) -> int:
         """
-        Append user records, each a partition key in UTF-8 and its data, until one would make `size` pass `limit`.
+        Append user records until one would make `size` pass `limit`.
 
         Returns how many were taken. The first record of a container is always taken.
         """
         indices, table, pieces = self._indices, self._table, self._records
         size, before = self.size, self.count
         count = before
-        for key, data in records:
+        for record in records:
+            key, data = record.key, record.line
             index = indices.get(key)
             entry = b""
             if index is None:
@@ -153,7 +168,7 @@ class Aggregate:
 
     def add(self, key: bytes, data: bytes, limit: int | None = None) -> bool:
         """Append one user record; False, and nothing has changed, if `extend` would not take it."""
-        return self.extend([(key, data)], limit) == 1
+        return self.extend([_Keyed(key, data)], limit) == 1
 
     def seal(self) -> bytes:
         """Return the finished container."""

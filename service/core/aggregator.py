@@ -10,7 +10,6 @@ A post alone is sent raw, without the envelope, but under the lane's keys.
 
 from collections.abc import Sequence
 from itertools import islice
-from operator import attrgetter
 
 from processor.wire import Aggregate, compress
 from service.core.limits import PAYLOAD_UNIT_BYTES
@@ -25,8 +24,6 @@ LARGEST_BYTES = 8 * PAYLOAD_UNIT_BYTES - NAME_BYTES
 # Sizes are known before compression only. Posts shrink to a quarter or less (docs/performance.md), so a container may
 # be so many times larger; one that does not shrink at all still fits into a record.
 COMPRESSED_GROWTH = 4
-
-_key_and_line = attrgetter("key", "line")
 
 
 def whole_units(size: int, growth: int = 1) -> int:
@@ -48,7 +45,7 @@ def pack(posts: Sequence[Post], limit: int, most: int | None = None, *, compress
     Returns: how many went in, and the data.
     """
     aggregate = Aggregate()
-    count = aggregate.extend(map(_key_and_line, islice(posts, most)), limit)
+    count = aggregate.extend(posts if most is None else islice(posts, most), limit)
     if count == 1:
         return count, posts[0].line
     container = aggregate.seal()

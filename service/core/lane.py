@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Sequence
 from enum import Enum
 
+from service.core.pace import Pace
 from service.core.records import KinesisRecord, Post
 from service.core.shard_map import Slice
 
@@ -67,6 +68,7 @@ class Lane:
 
     Attributes:
         slice: its name, shard and range of hash keys.
+        pace: of its shard; lanes of one shard share it.
         state: see the table above.
         head: the record that is under way or waits to be sent again; None when idle.
         posts: what waits behind it, oldest first.
@@ -91,6 +93,7 @@ class Lane:
         "head",
         "last_sequence",
         "looks_at",
+        "pace",
         "posts",
         "ready_at",
         "shard_id",
@@ -99,8 +102,9 @@ class Lane:
         "state",
     )
 
-    def __init__(self, piece: Slice) -> None:
+    def __init__(self, piece: Slice, pace: Pace) -> None:
         self.slice = piece
+        self.pace = pace
         self.state = State.IDLE
         self.head: KinesisRecord | None = None
         self.posts: deque[Post] = deque()

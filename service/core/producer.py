@@ -15,6 +15,9 @@ What it promises, whatever comes:
 * Posts of one key are first stored in the order in which they were offered.
 * No request breaks a limit of Kinesis, and no shard is asked for more than its pace.
 
+**Outage.** When one request after the other gets no answer, all lanes wait together, and one record at a time asks
+whether Kinesis is back. No lane makes a record meanwhile: what waits stays a queue of posts.
+
 **Resharding.** A record that is stored on an unexpected shard says that the map is old. Its lane stops and the caller
 is asked for the shards; all others go on. With the new map, lanes of shards that are still open stay as they are;
 the posts of the others are dealt out anew. A new lane begins when the old lanes that it overlaps have nothing under
@@ -143,7 +146,9 @@ class Producer:
         self._in_flight: dict[int, list[Lane]] = {}
         self._window = float(FIRST_WINDOW)
         self._window_full = False
-        self._unanswered = False
+        # Rounds in a row in which Kinesis answered nothing, and until when nothing is sent for that.
+        self._silent_rounds = 0
+        self._silent_until = -_NEVER
         self._posts = 0
         self._bytes = 0
         self._closing = False
@@ -208,7 +213,7 @@ class Producer:
         agenda = self._agenda
         while agenda and agenda[0][0] != agenda[0][2].due_at:
             heappop(agenda)
-        return agenda[0][0] if agenda else _NEVER
+        return max(agenda[0][0], self._silent_until) if agenda else _NEVER
 
     # What the caller tells
 
@@ -288,8 +293,7 @@ class Producer:
                 continue
             code = result.error_code or "no answer"
             if code in _THROTTLES:
-                if lane not in self._retired:
-                    self._pace(lane).throttled(now)
+                lane.pace.throttled(now)
                 self._throttled.append(lane.slice.shard_id or "any")
                 self._retry(lane, Trouble.THROTTLED, now)
             else:
@@ -300,8 +304,7 @@ class Producer:
     def on_failure(self, request: PutRequest, failure: RequestFailure, now: float) -> list[Outcome]:
         """Take the news that a whole request failed. Returns: the outcomes of this moment."""
         if failure.kind is not FailureKind.REFUSED:
-            self._window = max(1.0, self._window / 2)
-            self._unanswered = True
+            self._note_silence(failure.kind, now)
         outcomes = []
         for lane, record in zip(self._in_flight.pop(request.number), request.records, strict=True):
             match failure.kind:
@@ -342,6 +345,10 @@ class Producer:
 
     def requests(self, now: float) -> list[PutRequest]:
         """Return the requests to send now: the heads of all lanes that may send, within every limit."""
+        if now < self._silent_until:
+            return []
+        # While Kinesis does not answer, one record at a time asks whether it is back: a full request is too dear.
+        most = RECORDS_PER_REQUEST if self._silent_until == -_NEVER else 1
         requests: list[PutRequest] = []
         records: list[KinesisRecord] = []
         lanes: list[Lane] = []
@@ -353,7 +360,7 @@ class Producer:
                 if lane is None:
                     break
                 continue
-            full = len(records) == RECORDS_PER_REQUEST or size + record.size > REQUEST_BYTES
+            full = len(records) == most or size + record.size > REQUEST_BYTES
             if records and (full or record.alone or records[0].alone):
                 requests.append(self._request(records, lanes))
                 records, lanes, size = [], [], 0
@@ -363,7 +370,7 @@ class Producer:
             record.attempts += 1
             lane.move(Event.SENT)
             lane.looks_at = _NEVER
-            self._pace(lane).take(record.size, now)
+            lane.pace.take(record.size, now)
             records.append(record)
             lanes.append(lane)
             size += record.size
@@ -385,7 +392,7 @@ class Producer:
         """Give the record that the lane may send now; None, and a later look, if it may not."""
         if lane.blockers:
             return None
-        ready_at = self._pace(lane).ready_at(now)
+        ready_at = lane.pace.ready_at(now)
         if ready_at > now:
             self._look_at(lane, ready_at)
             return None
@@ -458,9 +465,6 @@ class Producer:
         step = self._linger / LINGER_STEPS
         return over // step * step if step else over
 
-    def _pace(self, lane: Lane) -> Pace:
-        return self._paces[lane.slice.shard_id or lane.slice.name]
-
     # What an answer means
 
     def _stored(
@@ -523,13 +527,24 @@ class Producer:
     def _note_success(self, now: float) -> None:
         if self._window_full:
             self._window = min(LARGEST_WINDOW, self._window + 1 / int(self._window))
-        if self._unanswered:
+        if self._silent_rounds:
             # Kinesis is back. Who still waits for it, for seconds perhaps, need not.
-            self._unanswered = False
+            self._silent_rounds, self._silent_until = 0, -_NEVER
             for lane in self._lanes:
                 if lane.state is State.BACKING_OFF and lane.ready_at > now + RETURN_SECONDS:
                     lane.ready_at = now + self.rng.uniform(0, RETURN_SECONDS)
                     self._look_at(lane, lane.ready_at)
+
+    def _note_silence(self, kind: FailureKind, now: float) -> None:
+        """A request got no answer: send less; if nothing at all is answered, wait before the next try."""
+        self._window = max(1.0, self._window / 2)
+        if now < self._silent_until:
+            return
+        # The first failure alone may be one broken connection among many that work.
+        if self._silent_rounds:
+            trouble = Trouble.DENIED if kind is FailureKind.DENIED else Trouble.UNAVAILABLE
+            self._silent_until = now + delay(trouble, self._silent_rounds, self.rng)
+        self._silent_rounds += 1
 
     # Resharding
 
@@ -547,9 +562,12 @@ class Producer:
         old = {lane.slice: lane for lane in self._lanes}
         self._map = ShardMap(pieces)
         self._generation += 1
-        self._lanes = [old.pop(piece) if piece in old else Lane(piece) for piece in pieces]
         names = dict.fromkeys(piece.shard_id or piece.name for piece in pieces)
         self._paces = {name: self._paces.get(name) or Pace(now) for name in names}
+        self._lanes = [
+            old.pop(piece) if piece in old else Lane(piece, self._paces[piece.shard_id or piece.name])
+            for piece in pieces
+        ]
         self._retired.update(old.values())
         for lane in self._lanes:
             lane.blockers.clear()

@@ -3,13 +3,14 @@ from itertools import product
 import pytest
 
 from service.core.lane import MOVES, Event, Lane, State
+from service.core.pace import Pace
 from service.core.records import KinesisRecord, Post, SealReason
 from service.core.shard_map import Slice
 
 
 def a_lane() -> Lane:
     """Make a lane for the whole stream."""
-    return Lane(Slice("shardId-0", "shardId-0", 0, (1 << 128) - 1))
+    return Lane(Slice("shardId-0", "shardId-0", 0, (1 << 128) - 1), Pace(0.0))
 
 
 def lane_in(state: State) -> Lane:

@@ -619,6 +619,51 @@ class TestTrouble:
             seen.append(rig.producer.statistics().window)
         assert seen == [8, 4, 2, 1, 1, 1]
 
+    def test_a_kinesis_that_answers_nothing_is_asked_by_one_record_at_a_time(self) -> None:
+        """In an outage of a minute there are few tries, each with one record, and no lane makes a record in advance."""
+        rig = Rig(count=64, linger=0.0)
+        keys = [key(shard, 64) for shard in range(64)]
+        now, sizes = 0.0, []
+        while now < 60.0:
+            rig.producer.offer([rig.post(name, now=now) for name in keys], now)
+            for request in rig.producer.requests(now):
+                sizes.append(len(request.records))
+                rig.producer.on_failure(request, NOT_STORED, now)
+            now = max(now + 0.01, min(rig.producer.next_deadline(), now + 0.5))
+        assert sizes[0] == 64
+        assert set(sizes[3:]) == {1}
+        assert len(sizes) < 40
+        heads = [lane.head for lane in rig.producer._lanes if lane.head]
+        assert sum(len(head.posts) for head in heads) < 300, "what waits stays a queue of posts"
+
+    def test_after_an_outage_all_lanes_are_back_within_half_a_second(self) -> None:
+        """One answer ends the waiting of all: nothing is left to its own delay of seconds."""
+        rig = Rig(count=16, linger=0.0)
+        posts = [rig.post(key(shard, 16)) for shard in range(16)]
+        rig.producer.offer(posts, 0.0)
+        now = 0.0
+        for _ in range(12):
+            now = rig.producer.next_deadline()
+            for request in rig.producer.requests(now):
+                rig.producer.on_failure(request, NOT_STORED, now)
+        back = now = rig.producer.next_deadline()
+        delivered: list[bytes] = []
+        while len(delivered) < len(posts):
+            now = max(now, rig.producer.next_deadline())
+            for request in rig.producer.requests(now):
+                delivered += lines(rig.answer(request, now))
+        assert now - back <= 0.5
+        assert sorted(delivered) == sorted(post.line for post in posts)
+
+    def test_one_failure_among_answers_holds_nobody_up(self) -> None:
+        """A broken connection says nothing about the others: only its own lanes wait."""
+        rig = Rig(count=2, linger=0.0)
+        rig.producer.offer([rig.post(key(0, 2))], 0.0)
+        rig.producer.on_failure(rig.only_request(0.0), UNKNOWN, 0.0)
+        other = rig.post(key(1, 2))
+        rig.producer.offer([other], 0.0)
+        assert rig.only_record(0.0).posts == [other]
+
     def test_a_full_window_grows_with_its_successes(self) -> None:
         """It grows by about one for a window of answers, to the most that the connections serve."""
         rig = Rig(count=64, linger=0.0)
