@@ -305,7 +305,9 @@ class Settings:
         int, _number(int, 1, 10), "As many as the ParallelizationFactor of the Lambda mapping."
     ] = 1
     linger_seconds: Annotated[float, _number(float, 0, 60), "How long an open aggregate waits for more posts."] = 0.1
-    memory_limit: Annotated[int, _size(MIB), "Bytes of posts in memory."] = 128 * MIB
+    memory_limit: Annotated[int, _size(MIB), "Bytes that posts and the requests that carry them take of memory."] = (
+        128 * MIB
+    )
     journal: Annotated[
         Path | None,
         Reader(_parse_journal, "directory, or off", lambda path: "off" if path is None else str(path)),

@@ -2,7 +2,7 @@
 Kinesis as the daemon sees it: PutRecords, the open shards, the facts of the stream.
 
 Calls go a way of their own. botocore's generic one writes every member and reads every answer by the service model, and
-repeats requests behind the back of the lanes. Here a body is one call of orjson over base64 by pybase64, and an answer
+repeats requests behind the back of the lanes. Here a body is joined by hand around base64 by pybase64, and an answer is
 one typed decode by msgspec. All else stays botocore's: at the start it is asked how it would send each operation for
 this stream (its event before-call shows URL, headers and signing names, so that FIPS, dual stack, account endpoints and
 AWS_ENDPOINT_URL_KINESIS count), its signer signs every request with credentials that it refreshes, and its HTTP
@@ -224,7 +224,7 @@ class Kinesis:
         Returns:
             one result per record, in their order; or why there are none. Trouble that can be expected never raises.
         """
-        answer = await self._ask("PutRecords", {**self._stream, "Records": [_entry(record) for record in records]})
+        answer = await self._ask("PutRecords", self._body(records))
         if isinstance(answer, RequestFailure):
             return answer
         results = _results(answer)
@@ -245,7 +245,7 @@ class Kinesis:
         query: dict[str, Any] = {**self._stream, "ShardFilter": {"Type": "AT_LATEST"}}
         found: list[_Shard] = []
         while True:
-            page = self._read(await self._ask("ListShards", query), _ListShardsOutput)
+            page = self._read(await self._ask("ListShards", orjson.dumps(query)), _ListShardsOutput)
             found += page.shards
             if not page.next_token:
                 break
@@ -262,7 +262,7 @@ class Kinesis:
         Raises:
             KinesisError: DENIED where the stream does not exist or the credentials do not serve.
         """
-        answer = await self._ask("DescribeStreamSummary", self._stream)
+        answer = await self._ask("DescribeStreamSummary", orjson.dumps(self._stream))
         summary = self._read(answer, _DescribeStreamSummaryOutput).stream_description_summary
         return StreamFacts(
             name=summary.stream_name,
@@ -294,7 +294,8 @@ class Kinesis:
         if not self._is_aws():
             return False
         record = {"Data": "", "PartitionKey": "millrace-probe", "ExplicitHashKey": str(HASH_KEYS)}
-        answer = await self._ask("PutRecords", {**self._stream, "Records": [record], "DryRun": True})
+        query = {**self._stream, "Records": [record], "DryRun": True}
+        answer = await self._ask("PutRecords", orjson.dumps(query))
         allowed = {"DryRunOperationException", "InvalidArgumentException"}
         if isinstance(answer, RequestFailure) and answer.code not in allowed:
             raise KinesisError(answer.kind, answer.message)
@@ -328,8 +329,19 @@ class Kinesis:
         signed.body = _slices(body)
         return signed
 
-    async def _ask(self, operation: str, document: dict[str, Any]) -> bytes | RequestFailure:
-        body = orjson.dumps(document)
+    def _body(self, records: Sequence[KinesisRecord]) -> bytes:
+        # Base64 needs no escapes, and joined in one go the body needs no room to grow: 10 MiB take 13 less at the peak.
+        pieces = [orjson.dumps(self._stream)[:-1], b',"Records":[']
+        for record in records:
+            pieces += (b'{"Data":"', pybase64.b64encode(record.data), b'","PartitionKey":')
+            pieces.append(orjson.dumps(record.partition_key))
+            if record.explicit_hash_key:
+                pieces += (b',"ExplicitHashKey":"', record.explicit_hash_key.encode(), b'"')
+            pieces.append(b"},")
+        pieces[-1] = b"}]}"
+        return b"".join(pieces)
+
+    async def _ask(self, operation: str, body: bytes) -> bytes | RequestFailure:
         try:
             request = await self._sign(operation, body)
         except Exception as error:  # what a provider of credentials raises is not only botocore's
@@ -432,13 +444,6 @@ class Kinesis:
                 # Turned away for a reason never seen: wait for an operator, because REFUSED would drop posts.
                 kind, text = FailureKind.DENIED, f"{self._host} turns the request away ({said}): is it Kinesis?"
         return RequestFailure(kind, code, text)
-
-
-def _entry(record: KinesisRecord) -> dict[str, str]:
-    entry = {"Data": pybase64.b64encode_as_string(record.data), "PartitionKey": record.partition_key}
-    if record.explicit_hash_key:
-        entry["ExplicitHashKey"] = record.explicit_hash_key
-    return entry
 
 
 def _results(answer: bytes) -> list[RecordResult] | None:

@@ -51,6 +51,11 @@ from service.core.shard_map import NAME_BYTES, ShardMap, hash_key, slices, slice
 
 # What a post costs beside its line: the objects that hold it, as measured with tracemalloc on CPython 3.11.
 POST_OVERHEAD_BYTES = 400
+# The parts of the memory limit that posts may take, and requests under way. The rest is for what comes and goes: the
+# text of a request while it is made, a chunk of the journal.
+POSTS_PART, REQUESTS_PART = 1 / 2, 3 / 16
+# What a request holds, as a multiple of its records: their data, kept to be sent again, and its body in base64.
+REQUEST_COPIES = 7 / 3
 # Requests under way: where the window starts, and the most that the connections of the shell serve.
 FIRST_WINDOW = 8
 LARGEST_WINDOW = 48
@@ -104,7 +109,7 @@ class Producer:
         aggregate: pack posts into containers (KPL format); otherwise each post is a record.
         lanes_per_shard: 1 or more; as many as the Lambda mapping's ParallelizationFactor.
         linger: how long a batch waits for company, in seconds.
-        memory_limit: bytes of posts that may be inside.
+        memory_limit: bytes that posts and the requests that carry them may take.
         compress: compress containers.
         rng: for the jitter of the delays.
 
@@ -127,7 +132,8 @@ class Producer:
         self._aggregate = aggregate
         self._lanes_per_shard = lanes_per_shard
         self._linger = linger
-        self._memory_limit = memory_limit
+        self._most_bytes = memory_limit * POSTS_PART
+        self._most_sent = memory_limit * REQUESTS_PART / REQUEST_COPIES
         self._compress = compress
         self._growth = COMPRESSED_GROWTH if compress else 1
         self.rng = rng
@@ -144,6 +150,7 @@ class Producer:
         self._agenda_count = 0
         self._requests = 0
         self._in_flight: dict[int, list[Lane]] = {}
+        self._sent = 0  # bytes of the records in them
         self._window = float(FIRST_WINDOW)
         self._window_full = False
         # Rounds in a row in which Kinesis answered nothing, and until when nothing is sent for that.
@@ -160,8 +167,8 @@ class Producer:
 
     @property
     def has_room(self) -> bool:
-        """Whether `offer` may be called: the memory limit is not reached."""
-        return self._bytes < self._memory_limit
+        """Whether `offer` may be called: posts have not reached their part of the memory limit."""
+        return self._bytes < self._most_bytes
 
     @property
     def is_drained(self) -> bool:
@@ -208,7 +215,7 @@ class Producer:
 
     def next_deadline(self) -> float:
         """When to call `requests` again; infinity if something else must happen first."""
-        if len(self._in_flight) >= int(self._window):
+        if len(self._in_flight) >= int(self._window) or self._sent >= self._most_sent:
             return _NEVER
         agenda = self._agenda
         while agenda and agenda[0][0] != agenda[0][2].due_at:
@@ -287,7 +294,7 @@ class Producer:
         """
         self._note_success(now)
         outcomes: list[Outcome] = []
-        for lane, record, result in zip(self._in_flight.pop(request.number), request.records, results, strict=True):
+        for lane, record, result in zip(self._answered(request), request.records, results, strict=True):
             if result.sequence_number is not None:
                 outcomes += self._stored(lane, record, result.shard_id or "", result.sequence_number, now)
                 continue
@@ -306,7 +313,7 @@ class Producer:
         if failure.kind is not FailureKind.REFUSED:
             self._note_silence(failure.kind, now)
         outcomes = []
-        for lane, record in zip(self._in_flight.pop(request.number), request.records, strict=True):
+        for lane, record in zip(self._answered(request), request.records, strict=True):
             match failure.kind:
                 case FailureKind.NOT_STORED:
                     self._retry(lane, Trouble.UNAVAILABLE, now)
@@ -353,7 +360,7 @@ class Producer:
         records: list[KinesisRecord] = []
         lanes: list[Lane] = []
         size = 0
-        while len(self._in_flight) < int(self._window):
+        while len(self._in_flight) < int(self._window) and self._sent + size < self._most_sent:
             lane = self._next_due(now)
             record = self._head(lane, now) if lane else None
             if lane is None or record is None:
@@ -362,7 +369,7 @@ class Producer:
                 continue
             full = len(records) == most or size + record.size > REQUEST_BYTES
             if records and (full or record.alone or records[0].alone):
-                requests.append(self._request(records, lanes))
+                requests.append(self._request(records, lanes, size))
                 records, lanes, size = [], [], 0
                 if len(self._in_flight) >= int(self._window):
                     self._look_at(lane, now)
@@ -375,7 +382,7 @@ class Producer:
             lanes.append(lane)
             size += record.size
         if records:
-            requests.append(self._request(records, lanes))
+            requests.append(self._request(records, lanes, size))
         self._window_full = len(self._in_flight) >= int(self._window)
         return requests
 
@@ -431,10 +438,15 @@ class Producer:
             astray=astray,
         )
 
-    def _request(self, records: list[KinesisRecord], lanes: list[Lane]) -> PutRequest:
+    def _request(self, records: list[KinesisRecord], lanes: list[Lane], size: int) -> PutRequest:
         self._requests += 1
         self._in_flight[self._requests] = lanes
-        return PutRequest(self._requests, records)
+        self._sent += size
+        return PutRequest(self._requests, records, size)
+
+    def _answered(self, request: PutRequest) -> list[Lane]:
+        self._sent -= request.size
+        return self._in_flight.pop(request.number)
 
     # When a lane is to be looked at
 

@@ -101,10 +101,11 @@ class KinesisRecord(msgspec.Struct, eq=False):
 
 
 class PutRequest(msgspec.Struct, eq=False):
-    """One PutRecords call: at most one record of each lane."""
+    """One PutRecords call: at most one record of each lane. `size` is that of its records together, in bytes."""
 
     number: int
     records: list[KinesisRecord]
+    size: int = 0
 
 
 class RecordResult(NamedTuple):
