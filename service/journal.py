@@ -160,6 +160,19 @@ class _Row(NamedTuple):
     flags: bytes
 
 
+class _Stored(NamedTuple):
+    """A row as it lies in the file. `flags` is empty if none of its posts is confirmed."""
+
+    number: int
+    ends: list[int]
+    lines: bytes
+    flags: bytes
+
+    def row(self) -> _Row:
+        """Split it into lines. In the loop's thread: lines of another thread's arena would tear holes in its memory."""
+        return _Row(self.number, [self.lines[start:end] for start, end in pairwise(self.ends)], self.flags)
+
+
 class _Batch(NamedTuple):
     """One transaction: rows to insert, numbers to delete, flags to note, rows to write anew without what is done."""
 
@@ -338,7 +351,8 @@ class Journal:
         async with self._reading:
             posts: list[tuple[int, bytes]] = []
             while self._backlog_written:
-                for row in await self._read_rows(limit):
+                for stored in await self._read_rows(limit):
+                    row = stored.row()
                     chunk = _Chunk(row.number, self._beats, in_memory=True)
                     chunk.flags += row.flags or bytes(len(row.lines))
                     chunk.left = chunk.kept = chunk.flags.count(0)
@@ -522,7 +536,7 @@ class Journal:
     def _run(self, work: Callable[..., _T], *args: object) -> asyncio.Future[_T]:
         return self._loop.run_in_executor(self._thread, work, *args)
 
-    async def _read_rows(self, limit: int) -> list[_Row]:
+    async def _read_rows(self, limit: int) -> list[_Stored]:
         """Read rows of the backlog; none if there are none any more, because the file was damaged."""
         while self._backlog_written:
             try:
@@ -625,7 +639,7 @@ class _File:
                 self._shrink(database, VACUUM_FREE_BYTES)
             return sizes
 
-    def read(self, first: int, limit: int) -> list[_Row]:
+    def read(self, first: int, limit: int) -> list[_Stored]:
         """Read rows from a number on, until they have `limit` bytes."""
         rows = []
         with (
@@ -722,7 +736,7 @@ class _File:
     @staticmethod
     def _write_anew(database: sqlite3.Connection, number: int, flags: bytes) -> int:
         lengths, lines = database.execute("SELECT lengths, lines FROM chunk WHERE number = ?", (number,)).fetchone()
-        row = _encode(_decode(number, lengths, lines, flags))
+        row = _encode(_decode(number, lengths, lines, flags).row())
         database.execute("INSERT OR REPLACE INTO chunk VALUES (?, ?, ?)", row)
         return len(row[2])
 
@@ -772,11 +786,11 @@ def _encode(row: _Row) -> tuple[int, bytes, bytes]:
     return row.number, array("I", map(len, lines)).tobytes(), b"".join(lines)
 
 
-def _decode(number: int, lengths: bytes, lines: bytes, flags: bytes) -> _Row:
+def _decode(number: int, lengths: bytes, lines: bytes, flags: bytes) -> _Stored:
     ends = [0, *accumulate(array("I", lengths))]
     if ends[-1] != len(lines) or len(flags) not in {0, len(ends) - 1}:
         raise _DamagedError(f"chunk {number} has {len(lines)} bytes instead of {ends[-1]}")
-    return _Row(number, [lines[start:end] for start, end in pairwise(ends)], flags)
+    return _Stored(number, ends, lines, flags)
 
 
 def _code(error: Exception) -> int:

@@ -572,7 +572,7 @@ def _inner(inside: Inside) -> Iterator[Metric]:
         labels=["shard"],
     )
     batches = GaugeMetricFamily(
-        "millrace_shard_records_waiting", "Records of a shard that wait to be sent.", labels=["shard"]
+        "millrace_shard_posts_waiting", "Posts of a shard that wait to be confirmed.", labels=["shard"]
     )
     oldest = GaugeMetricFamily(
         "millrace_shard_oldest_post_seconds",
@@ -581,7 +581,7 @@ def _inner(inside: Inside) -> Iterator[Metric]:
     )
     for shard in inside.shards:
         pace.add_metric([shard.shard_id], shard.share)
-        batches.add_metric([shard.shard_id], shard.records)
+        batches.add_metric([shard.shard_id], shard.posts)
         oldest.add_metric([shard.shard_id], shard.oldest_seconds)
     yield from (pace, batches, oldest)
 

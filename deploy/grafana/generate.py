@@ -404,10 +404,10 @@ SHARDS = Board(
         ],
         "What waits": [
             Panel(
-                "Waiting records",
-                "Records that wait to be sent.",
+                "Waiting posts",
+                "Posts in memory that wait to be confirmed.",
                 COUNT,
-                {"sum by (shard) (millrace_shard_records_waiting{$s})": "{{shard}}"},
+                {"sum by (shard) (millrace_shard_posts_waiting{$s})": "{{shard}}"},
                 width=12,
             ),
             Panel(

@@ -339,7 +339,7 @@ class Board:
     def _rows(self, look: Look) -> list[dict[str, object]]:
         shards = look.shards
         if len(shards) > ROWS:
-            worst = sorted(range(len(shards)), key=lambda place: (shards[place].share, -shards[place].records))
+            worst = sorted(range(len(shards)), key=lambda place: (shards[place].share, -shards[place].posts))
             shards = [shards[place] for place in sorted(worst[:ROWS])]
         before = _ago(self._shards, RATE_LOOKS)
         seconds = look.at - before.at if before else 0.0
@@ -355,7 +355,7 @@ class Board:
                 {
                     "id": name,
                     "share": round(shard.share, 3),
-                    "waiting": shard.records,
+                    "waiting": shard.posts,
                     "oldest_seconds": round(shard.oldest_seconds, 1),
                     "throttles": look.shard_throttles.get(name, 0),
                     "records_per_second": round(records, 1),

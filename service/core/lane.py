@@ -125,7 +125,7 @@ class Lane:
     @property
     def is_busy(self) -> bool:
         """Whether any post is in it."""
-        return self.head is not None or bool(self.batches)
+        return self.head is not None or bool(self.posts)
 
     def move(self, event: Event) -> None:
         """Follow the table; an accepted or final head leaves the lane."""

@@ -51,7 +51,7 @@ FAMILIES = {
     "put_payload_units",
     "stream_keep_alives",
     *("billed_payload_units", "billed_bytes", "put_record_retries", "put_errors", "put_request_records"),
-    *("put_request_bytes", "shard_records", "shard_bytes", "shard_pace_ratio", "shard_records_waiting"),
+    *("put_request_bytes", "shard_records", "shard_bytes", "shard_pace_ratio", "shard_posts_waiting"),
     *("shard_oldest_post_seconds", "posts_on_disk", "buffer_limit_bytes", "journal_limit_bytes", "loop_delay_seconds"),
     *("month_posts", "month_posts_budget", "stream_needs_operator"),
     *("stream_retry_timestamp_seconds", "stream_signal_timestamp_seconds", "posts_received_timestamp_seconds"),
@@ -412,7 +412,7 @@ class TestInside:
         assert (scraper.value("put_requests_in_flight"), scraper.value("put_requests_window")) == (1, 8)
         assert (scraper.value("ready", check="stream"), scraper.value("ready", check="kinesis")) == (1, 0)
         assert scraper.value("shard_pace_ratio", shard="a") == 0.7
-        assert scraper.value("shard_records_waiting", shard="a") == 3
+        assert scraper.value("shard_posts_waiting", shard="a") == 3
         assert scraper.value("shard_oldest_post_seconds", shard="a") == 2.5
 
     def test_limits(self, metrics: Metrics, scraper: Scraper) -> None:
