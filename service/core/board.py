@@ -29,6 +29,8 @@ THROTTLED_LOOKS = 10
 # Frames overlap, so that a look is not missed by a page that asks a little later.
 OVERLAP = 5
 EVENTS = 12
+# Of a trouble that comes and goes each second only the beginning and the end are events.
+CALM_SECONDS = 10.0
 POSTS = 8
 # A page with more rows helps nobody: those in trouble come first.
 ROWS = 48
@@ -382,11 +384,12 @@ class Board:
             if check is None or (not check.ok and check.reason == STARTING):
                 continue
             was_ok = self._checks.get(name, True)
-            self._checks[name] = check.ok
-            if check.ok and not was_ok:
-                self.note(check.since, place, "is well again")
-            elif not check.ok and was_ok:
+            if was_ok and not check.ok:
+                self._checks[name] = False
                 self.note(check.since, place, check.reason, "bad")
+            elif check.ok and not was_ok and look.at - check.since >= CALM_SECONDS:
+                self._checks[name] = True
+                self.note(check.since, place, "is well again")
 
 
 _T = TypeVar("_T")

@@ -248,8 +248,18 @@ class TestEvents:
         page.add(look(1, checks={"kinesis": Check(False, "no answer", START + 1)}))
         page.add(look(2, checks={"kinesis": Check(False, "no answer", START + 1)}))
         page.add(look(3, checks={"kinesis": Check(True, "", START + 3)}))
-        events = frame(page, look(3))["events"]
+        page.add(look(14, checks={"kinesis": Check(True, "", START + 3)}))
+        events = frame(page, look(14))["events"]
         assert [(event["text"], event["level"]) for event in events] == [("no answer", "bad"), ("is well again", "ok")]
+        assert events[1]["at"] == START + 3
+
+    def test_a_trouble_that_comes_and_goes(self) -> None:
+        """It is one event, until it has been away for ten seconds: the others are not pushed out."""
+        page = board()
+        for second in range(0, 20, 2):
+            page.add(look(second, checks={"kinesis": Check(False, "no answer", START + second)}))
+            page.add(look(second + 1, checks={"kinesis": Check(True, "", START + second + 1)}))
+        assert [event["text"] for event in frame(page, look(20))["events"]] == ["no answer"]
 
     def test_starting(self) -> None:
         """Before anything was tried, nothing happened."""
