@@ -51,7 +51,7 @@ async def test_a_changed_file_changes_the_open_stream(tmp_path: Path) -> None:
     file = tmp_path / "rules.yaml"
     file.write_text("- value: millrace lang:en\n")
     settings = {"MILLRACE_RULES": "", "MILLRACE_RULES_FILE": str(file)}
-    async with carried(tmp_path / "journal", rate=100, rule_delay=20, settings=settings) as rig:
+    async with carried(tmp_path / "journal", rate=20, rule_delay=20, settings=settings) as rig:
         await rig.received(20)
         unmatched = rig.x.feed.unmatched
         file.write_text("- value: millrace\n- value: '\"fast water\"'\n  tag: wet\n")
@@ -60,7 +60,7 @@ async def test_a_changed_file_changes_the_open_stream(tmp_path: Path) -> None:
         await rig.until(lambda: set(values(rig)) == {"millrace", '"fast water"'})
         assert unmatched
         unmatched = rig.x.feed.unmatched
-        await rig.received(200)
+        await rig.received(60)
         assert rig.x.feed.unmatched == unmatched
     assert len(rig.x.ledger.connections) == 1
     assert rig.result.missed == 0

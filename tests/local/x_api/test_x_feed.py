@@ -286,6 +286,27 @@ async def test_recovery_replays_a_range_and_ends() -> None:
 
 
 @elastic_time
+async def test_recoveries_are_two_at_a_time() -> None:
+    """A third one is one connection too many; the live stream does not count."""
+    async with XApi(Words("water"), Settings(rate=1, enterprise=True)) as api:
+        add(api, {"value": "water"})
+        async with opened(api, FILTERED_PATH) as stream:
+            began = api.clock.now()
+            await read(stream, 100)
+            api.faults.inject("layout", layout="bytes")
+            times = [datetime.fromtimestamp(began + s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") for s in (1, 99)]
+            query = dict(zip(("start_time", "end_time"), times, strict=True))
+            headers = {"authorization": "Bearer t"}
+            async with (
+                aiohttp.ClientSession(api.url, headers=headers) as http,
+                http.get(FILTERED_PATH, params=query) as first,
+                http.get(FILTERED_PATH, params=query) as second,
+                http.get(FILTERED_PATH, params=query) as third,
+            ):
+                assert [first.status, second.status, third.status] == [200, 200, 429]
+
+
+@elastic_time
 async def test_partitions_share_the_posts_out() -> None:
     """Disjoint, and together all of them."""
     path = "/2/tweets/sample10/stream"
