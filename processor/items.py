@@ -283,11 +283,13 @@ def _list(of: Mapping[str, Any], name: str) -> list[Any]:
 
 def _text(of: Mapping[str, Any], name: str) -> str:
     value = of.get(name)
-    return _clean(value) if isinstance(value, str) else ""
+    if not isinstance(value, str):
+        return ""
+    return value if value.isascii() else _clean(value)
 
 
 def _clean(text: str) -> str:
-    return text if text.isascii() else text.encode("utf-8", "ignore").decode()
+    return text.encode("utf-8", "ignore").decode()
 
 
 def _author(line: Mapping[str, Any], author_id: str) -> Mapping[str, Any]:
