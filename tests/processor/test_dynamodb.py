@@ -38,10 +38,14 @@ NOW = datetime(2026, 11, 23, 14, 30, 15, tzinfo=UTC)
 
 
 class Table:
-    """An HTTP server that keeps what it gets and answers as it is told; None closes the connection without a word."""
+    """
+    An HTTP server that keeps what it gets and answers as it is told.
+
+    An answer is status and content, or the bytes as they are, after which the connection is closed.
+    """
 
     def __init__(self) -> None:
-        self.answers: list[tuple[int, bytes] | None] = []
+        self.answers: list[tuple[int, bytes] | bytes] = []
         self.requests: list[tuple[str, str, dict[str, str], bytes]] = []
         self.connections = 0
         self.close_after = False
@@ -64,7 +68,8 @@ class Table:
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 table.requests.append((self.command, self.path, headers, body))
                 answer = table.answers.pop(0) if table.answers else OK
-                if answer is None:
+                if isinstance(answer, bytes):
+                    self.wfile.write(answer)
                     self.close_connection = True
                     return
                 status, content = answer
@@ -249,13 +254,37 @@ class TestConnections:
 
         assert len(table.requests) == table.connections == 2
 
-    def test_lost_answer_is_not_asked_for_twice(self, table: Table, client: Dynamo) -> None:
-        """A new connection that breaks is no answer; what to do then is the writer's to say."""
-        table.answers = [None]
-        with pytest.raises(NoAnswerError, match="RemoteDisconnected"):
+    @pytest.mark.parametrize(
+        ("answer", "name"),
+        [
+            (b"", "RemoteDisconnected"),
+            (b"HTTP/1.1 200 OK\r\nContent-Le", "HTTPException"),
+            (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}", "RemoteDisconnected"),
+            (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", "HTTPException"),
+            (b"HTTP/1.1 200 OK\r\nContent-Length: two\r\n\r\n{}", "ValueError"),
+            (b"SSH-2.0-OpenSSH\r\n", "HTTPException"),
+            (b"HTTP/1.1 fine\r\nContent-Length: 2\r\n\r\n{}", "ValueError"),
+        ],
+        ids=["nothing", "half-a-head", "half-a-body", "chunks", "no-number", "no-http", "no-status"],
+    )
+    def test_broken_answer_is_not_asked_for_twice(self, table: Table, client: Dynamo, answer: bytes, name: str) -> None:
+        """A new connection that breaks, or says nonsense, is no answer; what to do then is the writer's to say."""
+        table.answers = [answer]
+        with pytest.raises(NoAnswerError, match=name):
             client.call("BatchWriteItem", b"{}")
         assert len(table.requests) == 1
-        client.call("BatchWriteItem", b"{}")
+        assert client.call("BatchWriteItem", b"{}") == {}
+
+    @pytest.mark.parametrize(
+        "head", [b"HTTP/1.1 200 OK\r\nConnection: close\r\n", b"HTTP/1.0 200 OK\r\n"], ids=["close", "http-1.0"]
+    )
+    def test_announced_end_is_no_trouble(self, table: Table, client: Dynamo, head: bytes) -> None:
+        """Where the other side says that it will close, the next request opens a connection of its own."""
+        table.answers = [head + b"content-length: 2\r\n\r\n{}"]
+
+        assert client.call("BatchWriteItem", b"{}") == {}
+        assert client.call("BatchWriteItem", b"{}") == {}
+        assert table.connections == 2
 
     def test_nobody_there_is_no_answer(self) -> None:
         """A port that nobody listens on is told by the error's name."""
