@@ -39,7 +39,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from processor import dynamodb, tombstones
 from processor.failures import connect_bucket
 from processor.handler import SettingsError, shape_from, whole_number
-from processor.items import TOMBSTONE_PREFIX, Item, Shape
+from processor.items import SORT_KEY_BYTES, TOMBSTONE_PREFIX, Item, Shape
 from processor.places import place_at
 from processor.reader import TableReader, connect_reader, location_of
 from processor.redrive import DELETED, NOT_NOW, PRESENT, STORED, UNSTORABLE, Redrive
@@ -183,8 +183,10 @@ class Console:
         return 0
 
     def _delete(self, ids: Sequence[str]) -> int:
-        if wrong := [key for key in ids if not key or key.startswith(TOMBSTONE_PREFIX)]:
-            raise SettingsError(f"{wrong[0]!r} is no id of a post, and nothing was deleted")
+        if wrong := [
+            key for key in ids if not 0 < len(key.encode()) <= SORT_KEY_BYTES or key.startswith(TOMBSTONE_PREFIX)
+        ]:
+            raise SettingsError(f"{wrong[0][:40]!r} is no id of a post, and nothing was deleted")
         client = dynamodb.connect(self._environ)
         self._opened.callback(client.close)
         table = TableWriter(self._table, lambda: client, self._pool)

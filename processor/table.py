@@ -215,7 +215,7 @@ class TableWriter:
             except NoAnswerError as error:
                 return _Answer(batch, str(error))
             except ApiError as error:
-                if error.code in HOPELESS or error.code in INVALID:
+                if error.code in HOPELESS:
                     raise
                 return _Answer(batch, error.code)
 
@@ -258,9 +258,8 @@ class TableWriter:
     def _delete(self, client: Client, keys: Sequence[str]) -> _Answer:
         requests = [f'{{"DeleteRequest":{{"Key":{to_json({"Id": key})}}}}}'.encode() for key in keys]
         answer = self._write(client, requests, keys, _deleted_key)
-        if answer.refusal is not None:
-            raise ApiError("ValidationException", answer.refusal)
-        return answer
+        # The keys are those of items that were put: a refusal is no fault of theirs.
+        return answer if answer.refusal is None else _Answer(keys, answer.refusal.partition(":")[0])
 
     def _look(self, client: Client, keys: Sequence[str]) -> _Answer:
         wanted = ",".join(to_json({"Id": TOMBSTONE_PREFIX + key}) for key in keys)

@@ -191,6 +191,7 @@ def test_the_table_may_be_named_before_or_after_the_command(console: Console, ar
         (["redrive", "/nowhere/at/all"], {"TABLE": TABLE}, "there is no directory /nowhere/at/all"),
         (["delete", "1", "deleted#2"], {"TABLE": TABLE}, "'deleted#2' is no id of a post, and nothing was deleted"),
         (["delete", ""], {"TABLE": TABLE}, "'' is no id of a post"),
+        (["delete", "x" * 1_025], {"TABLE": TABLE}, f"'{'x' * 40}' is no id of a post"),
         (["delete", "1"], {"TABLE": "elsewhere"}, "table elsewhere: there is no such table"),
     ],
 )

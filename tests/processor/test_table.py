@@ -287,6 +287,16 @@ class TestTombstones:
         assert set(table.items) == {"1"}
         assert not table.looks
 
+    def test_a_refusal_of_a_look_or_a_deletion_is_no_end(self) -> None:
+        """Whatever made the table refuse it, the item is looked for again, or named as unwritten."""
+        table = FakeDynamo([STORED, "ValidationException"], look_faults=["ValidationException"])
+        table.bury("0")
+        assert writer(table).write(items_of(2), deadline=2_000).deleted == {"0"}
+
+        table = FakeDynamo([STORED, *["ValidationException"] * 1_000])
+        table.bury("0")
+        assert writer(table).write(items_of(2), deadline=1_005).unwritten == {"0"}
+
     def test_what_was_not_done_in_time_is_named(self) -> None:
         """A table that is throttled for ever leaves its keys."""
         assert writer(FakeDynamo([NONE] * 1_000)).put(items_of(2), deadline=1_005) == {"0", "1"}
