@@ -7,6 +7,7 @@ import is known by its full name: `from aiohttp import web` is `aiohttp.web`.
 
 import ast
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
@@ -244,6 +245,12 @@ def test_the_mirror_of_a_module(module: str, test: str) -> None:
     """The name of a test file follows from the module's; a file elsewhere, or of another name, does not count."""
     assert any(fnmatch(test, pattern) for pattern in mirrors(module))
     assert not any(fnmatch("tests/service/test_lanes.py", pattern) for pattern in mirrors(module))
+
+
+def test_names_of_test_files_are_unique() -> None:
+    """Of two with the same name pytest takes none: it stops before the first test."""
+    names = Counter(path.name for path in FILES if path.name.startswith("test_") and path.suffix == ".py")
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_no_file_names_a_machine_or_a_package_index() -> None:
