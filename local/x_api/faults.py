@@ -18,8 +18,8 @@ Kinds, with their parameters; all that act on streams take `connection`, a numbe
 * `spike` (`seconds`, `factor`): so many times the posts a second;
 * `closed` (`seconds`): new connections are refused by the system; open ones live on;
 * `black_hole` (`seconds`): new connections get no answer at all, not even from the system;
-* `refuse` (`answer`, `times`, `endpoint`, `hanging`): the next requests to `stream` or `rules` get one of
-  `x_answers.REFUSALS`, or `hang` (no answer), or `drop` (closed without an answer). 0 times means until `clear`;
+* `refuse` (`answer`, `times`, `endpoint`, `hanging`): the next requests to `stream` or `rules` get one of the refusals
+  of `local.x_api.answers`, or `hang` (no answer), or `drop` (closed without an answer). 0 times means until `clear`;
   `hanging`: half of the body comes, and then nothing;
 * `clear`: no more refusals, and nothing more of what was to come later or again.
 
