@@ -25,7 +25,7 @@ from service.admin import Admin, AdminError, Health
 from service.config import Settings
 from service.core.board import Board
 from service.core.posts import PostReader
-from service.core.producer import Producer
+from service.core.producer import POSTS_PART, Producer
 from service.core.records import DropReason, Outcome
 from service.dead_letters import DeadLetters
 from service.intake import Intake
@@ -95,7 +95,7 @@ class Daemon:
             compress=settings.compression == "zstd",
             rng=self._rng,
         )
-        self._metrics.limits(settings.memory_limit, settings.journal_limit if settings.journal else 0)
+        self._metrics.limits(int(settings.memory_limit * POSTS_PART), settings.journal_limit if settings.journal else 0)
         self._metrics.read_buffer_with(self._buffer)
         self._metrics.read_inside_with(self._inside)
         about = {"version": __version__, "source": settings.source, "kinesis_stream": settings.stream}

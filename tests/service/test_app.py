@@ -1,0 +1,35 @@
+"""What the composition root puts together; the daemon as a whole runs in tests/integration."""
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from service.app import Daemon
+from service.config import load
+from service.core.limits import HASH_KEYS
+from service.core.records import Post, Shard
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was() -> Iterator[None]:
+    """Leave the process's logging as it was found: a daemon sets it up."""
+    handlers = logging.getLogger().handlers[:]
+    yield
+    logging.getLogger().handlers[:] = handlers
+    structlog.reset_defaults()
+
+
+async def test_the_limit_that_is_told_is_where_the_room_ends() -> None:
+    """Alerts and the live page compare what posts take with what they may take, which is a part of MEMORY_LIMIT."""
+    environ = {"MILLRACE_STREAM": "posts", "MILLRACE_SOURCE": "stdin", "MILLRACE_JOURNAL": "off"}
+    daemon = Daemon(load(environ | {"MILLRACE_MEMORY_LIMIT": "1MiB"}), {})
+    producer = daemon._producer
+    producer.on_shards([Shard("a", 0, HASH_KEYS - 1)], 0.0)
+    while producer.has_room:
+        look = daemon._metrics.look()
+        assert look.buffer_bytes < look.buffer_limit
+        producer.offer([Post(b"x" * 1000, "1", b"key", 0.0)], 0.0)
+    look = daemon._metrics.look()
+    assert look.buffer_bytes >= look.buffer_limit
