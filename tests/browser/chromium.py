@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from playwright.async_api import Browser, Page, async_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-WAIT_SECONDS = 15.0
+WAIT_SECONDS = 40.0
 
 
 def find() -> str:
