@@ -192,6 +192,20 @@ OVERVIEW = Board(
                 {"time() - millrace_stream_signal_timestamp_seconds{$s}": "{{instance}}"},
                 bad_from=30,
             ),
+            Panel(
+                "Connects left",
+                "How often the daemon may connect at once within X's limit of 50 in 15 minutes. At 0 it waits.",
+                COUNT,
+                {"min by (instance) (millrace_stream_connects_left{$s})": "{{instance}}"},
+                width=12,
+            ),
+            Panel(
+                "From writing to confirmation",
+                "The whole way of a post: from its writing, by the time in its id, to Kinesis' confirmation.",
+                SECONDS,
+                _quantiles("post_whole_way_seconds"),
+                width=12,
+            ),
         ],
         "Inside": [
             Panel(
