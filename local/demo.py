@@ -258,7 +258,9 @@ def _answers(pipeline: Pipeline, columns: int) -> list[tuple[str, str]]:
 
     shown = ("-n", str(NEWEST))
     commands: list[tuple[str, ...]] = [("latest", *shown)]
-    posts = [json.loads(line) for line in ask("latest", *shown, columns=None).splitlines() if line.startswith("{")]
+    # Not splitlines: posts hold U+2028 and other characters at which it cuts as well.
+    lines = ask("latest", *shown, columns=None).split("\n")
+    posts = [json.loads(line) for line in lines if line.startswith("{")]
     commands += [("author", post["AuthorId"], *shown) for post in posts if "AuthorId" in post][:1]
     commands += [("rule", tag, *shown) for post in posts for tag in post.get("RuleTags", ())][:1]
     return [(f"python -m processor {' '.join(command)}", ask(*command)) for command in commands]

@@ -334,25 +334,27 @@ class Metrics:
         self._request_records.observe(len(sizes))
         self._request_bytes.observe(size)
         self._put_bytes.inc(size)
-        self._payload_units.inc(_units(sizes, PAYLOAD_UNIT_BYTES))
+        self._payload_units.inc(sum([-(-size // PAYLOAD_UNIT_BYTES) for size in sizes]))
         self._retries.inc(sum([record.attempts > 1 for record in request.records]))
         if isinstance(answer, RequestFailure):
             self._requests.labels(answer.kind.value).inc()
             self._errors.labels(answer.code).inc()
             return
-        taken: dict[str, list[int]] = {}
+        records, bytes_ = self._shard_records, self._shard_bytes
+        taken = units = billed = 0
         for size, result in zip(sizes, answer, strict=True):
-            if result.error_code is None:
-                taken.setdefault(result.shard_id or "any", []).append(size)
-            else:
+            if result.error_code is not None:
                 self._errors.labels(result.error_code).inc()
-        for shard_id, by_shard in taken.items():
-            self._shard_records.labels(shard_id).inc(len(by_shard))
-            self._shard_bytes.labels(shard_id).inc(sum(by_shard))
-            self._billed_units.inc(_units(by_shard, PAYLOAD_UNIT_BYTES))
-            self._billed_bytes.inc(_units(by_shard, ON_DEMAND_UNIT_BYTES) * ON_DEMAND_UNIT_BYTES)
-        is_whole = sum(map(len, taken.values())) == len(sizes)
-        self._requests.labels("ok" if is_whole else "partial").inc()
+                continue
+            shard_id = result.shard_id or "any"
+            records.labels(shard_id).inc()
+            bytes_.labels(shard_id).inc(size)
+            taken += 1
+            units += -(-size // PAYLOAD_UNIT_BYTES)
+            billed += -(-size // ON_DEMAND_UNIT_BYTES)
+        self._billed_units.inc(units)
+        self._billed_bytes.inc(billed * ON_DEMAND_UNIT_BYTES)
+        self._requests.labels("ok" if taken == len(sizes) else "partial").inc()
 
     def record_results(self, delivered: int, throttled: int, failed: int) -> None:
         """Tell how the records of one request fared."""
@@ -372,19 +374,22 @@ class Metrics:
 
     def outcomes(self, outcomes: Iterable[Outcome], now: float) -> None:
         """Posts have left the buffer. `now` is of the clock of `Post.received_at`."""
+        delivered, wall = 0, self._wall()
         for outcome in outcomes:
             count = len(outcome.posts)
             if outcome.reason is not None:
                 self._dropped.labels(outcome.reason.value).inc(count)
                 continue
-            self._delivered.inc(count)
+            delivered += count
             oldest = outcome.posts[0]
             self._delivery.observe(now - oldest.received_at, count)
-            self._delivered_at = self._wall()
             if (written := written_at(oldest.id)) is not None:
-                self._whole.observe(self._delivered_at - written, count)
+                self._whole.observe(wall - written, count)
             if outcome.repeated:
                 self._perhaps_repeated.inc(count)
+        if delivered:
+            self._delivered.inc(delivered)
+            self._delivered_at = wall
 
     def sealed(self, reason: SealReason) -> None:
         """Tell that a record was closed to be sent."""
@@ -513,11 +518,6 @@ class Metrics:
 
 def _whole(counts: Counts) -> dict[str, int]:
     return {value: int(count) for value, count in counts.items()}
-
-
-def _units(sizes: Sequence[int], unit: int) -> int:
-    """Count the begun units of all sizes."""
-    return sum([-(-size // unit) for size in sizes])
 
 
 def _tell(source: SourceFigures) -> Iterator[Metric]:

@@ -146,14 +146,18 @@ class Lane:
     def take(self, count: int) -> list[Post]:
         """Take the first posts out of the queue."""
         waiting = self.posts
-        if count == len(waiting):
+        if count == 1:
+            posts = [waiting.popleft()]
+            self.size -= len(posts[0].line)
+        elif count == len(waiting):
             posts = list(waiting)
             waiting.clear()
             self.size = 0
         else:
             posts = [waiting.popleft() for _ in range(count)]
             self.size -= sum([len(post.line) for post in posts])
-        self.doubtful = max(0, self.doubtful - count)
+        if self.doubtful:
+            self.doubtful = max(0, self.doubtful - count)
         return posts
 
     def in_sequence(self, sequence_number: str) -> bool:

@@ -405,33 +405,40 @@ class Producer:
             return None
         if lane.head is not None:
             return lane.head
-        lane.head = self._make(lane, now)
+        lane.head = self._container(lane, now) if self._aggregate else self._single(lane)
         return lane.head
 
-    def _make(self, lane: Lane, now: float) -> KinesisRecord:
-        """Make a record of the posts that wait: of all, if they have lingered, otherwise of whole payload units."""
-        lingered = self._closing or lane.doubtful or self._lingers_until(lane) <= now
+    def _single(self, lane: Lane) -> KinesisRecord:
         perhaps_stored, astray = lane.doubtful > 0, lane.astray if lane.doubtful else 0
-        single = not self._aggregate
-        if single:
-            count, data = 1, lane.posts[0].line
-        else:
-            limit = LARGEST_BYTES * self._growth if lingered else whole_units(lane.size, self._growth)
-            limit = min(limit, self._record_limit - NAME_BYTES)
-            count, data = pack(lane.posts, limit, lane.doubtful or None, compressed=self._compress)
-        full = count < len(lane.posts) or lane.size >= self._target
-        posts = lane.take(count)
-        if single:
-            reason = SealReason.SINGLE
-        elif full:
+        posts = lane.take(1)
+        return KinesisRecord(
+            posts[0].key.decode(),
+            "",
+            posts[0].line,
+            posts,
+            SealReason.SINGLE,
+            self._generation,
+            0,
+            perhaps_stored,
+            astray=astray,
+        )
+
+    def _container(self, lane: Lane, now: float) -> KinesisRecord:
+        """Pack the posts that wait: all, if they have lingered, otherwise as many as fill whole payload units."""
+        perhaps_stored, astray = lane.doubtful > 0, lane.astray if lane.doubtful else 0
+        lingered = self._closing or perhaps_stored or self._lingers_until(lane) <= now
+        limit = LARGEST_BYTES * self._growth if lingered else whole_units(lane.size, self._growth)
+        limit = min(limit, self._record_limit - NAME_BYTES)
+        count, data = pack(lane.posts, limit, lane.doubtful or None, compressed=self._compress)
+        if count < len(lane.posts) or lane.size >= self._target:
             reason = SealReason.SIZE
         else:
             reason = SealReason.DRAIN if self._closing else SealReason.LINGER
         return KinesisRecord(
-            partition_key=posts[0].key.decode() if single else lane.slice.name,
-            explicit_hash_key="" if single else lane.slice.explicit_hash_key,
+            partition_key=lane.slice.name,
+            explicit_hash_key=str(lane.slice.first),
             data=data,
-            posts=posts,
+            posts=lane.take(count),
             sealed=reason,
             generation=self._generation,
             perhaps_stored=perhaps_stored,

@@ -32,11 +32,6 @@ class Slice(NamedTuple):
     first: int
     last: int
 
-    @property
-    def explicit_hash_key(self) -> str:
-        """Where its containers go, as Kinesis wants it written."""
-        return str(self.first)
-
 
 def slices(shards: Sequence[Shard], lanes_per_shard: int) -> list[Slice]:
     """
