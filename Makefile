@@ -32,14 +32,15 @@ demo: setup ## the whole pipeline on this machine, then a reconciliation
 	@$(BIN)/python -m local demo
 
 # Each peer gets an environment of its own in .bench; POSTS=file.jsonl measures a recorded archive too.
-bench: setup ## the producer beside its peers, for some nine minutes; writes docs/performance.md
+bench: setup ## the producer beside its peers, for some ten minutes; writes docs/performance.md
 	@$(BIN)/python -m bench $(if $(POSTS),--posts $(POSTS))
 
 test: setup-dev ## lint, types and all tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto -m "not integration"
+	$(BIN)/pytest -m "integration and not container and not browser"
 
 # PARAMETERS="ShardCount=2 AlarmEmail=me@example.org": those of deploy/template.yaml; what is not given stays as it is.
 deploy: setup named ## make the stack STACK, or change it, and say what comes next

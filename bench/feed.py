@@ -21,7 +21,7 @@ _RUN_SECONDS = 240.0
 # How often a paced feed writes.
 _TICK_SECONDS = 0.005
 # Longer than any peer lets posts wait; async-kinesis' half a second is the most.
-_IDLE_SECONDS = 1.0
+_IDLE_SECONDS = 1.5
 # The most that Linux lets an unprivileged process ask for.
 _PIPE_BYTES = 1 << 20
 

@@ -64,14 +64,14 @@ class Peer:
         return not self.program
 
 
-AGGREGATED = Peer("Millrace, aggregated", 200_000, settings={"AGGREGATION": "kpl", "JOURNAL": "off"})
+AGGREGATED = Peer("Millrace, aggregated", 120_000, settings={"AGGREGATION": "kpl", "JOURNAL": "off"})
 COMPRESSED = Peer("Millrace, compressed", 100_000, settings={"COMPRESSION": "zstd", "JOURNAL": "off"})
-JOURNALED = Peer("Millrace, aggregated, journal on", 200_000, settings={"AGGREGATION": "kpl"})
+JOURNALED = Peer("Millrace, aggregated, journal on", 120_000, settings={"AGGREGATION": "kpl"})
 PEERS = (
     AGGREGATED,
     JOURNALED,
-    Peer("Millrace, not aggregated", 100_000, settings={"AGGREGATION": "none", "JOURNAL": "off"}),
-    Peer("Millrace, not aggregated, journal on", 100_000, settings={"AGGREGATION": "none"}),
+    Peer("Millrace, not aggregated", 60_000, settings={"AGGREGATION": "none", "JOURNAL": "off"}),
+    Peer("Millrace, not aggregated, journal on", 60_000, settings={"AGGREGATION": "none"}),
     Peer("Fluent Bit", 100_000, program=fluent_bit.PROGRAM, tls_only=True, escapes=True),
     Peer("aiobotocore, 500 a request, 16 in flight", 60_000, "aiobotocore_batches", "aiobotocore"),
     Peer("boto3, 500 a request", 60_000, "boto3_batches", "boto3"),
