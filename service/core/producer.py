@@ -54,7 +54,7 @@ POST_OVERHEAD_BYTES = 400
 # The parts of the memory limit that posts may take, and requests under way: 7 MiB of the default, 140 MiB/s at a round
 # trip of 50 ms. The rest is for what comes and goes, such as the text of a request while it is made, and for what the
 # allocator cannot give back: with less, an outage ends above the limit (`python -m bench --only outage`).
-POSTS_PART, REQUESTS_PART = 3 / 8, 1 / 8
+POSTS_PART, REQUESTS_PART = 1 / 4, 1 / 8
 # What a request holds, as a multiple of its records: their data, kept to be sent again, and its body in base64.
 REQUEST_COPIES = 7 / 3
 # Requests under way: where the window starts, and the most that the connections of the shell serve.
