@@ -1,4 +1,8 @@
-"""The compose file as a newcomer starts it: posts flow, and stopping or killing the daemon loses none."""
+"""
+The compose file as a newcomer starts it: posts flow, and stopping or killing the daemon loses none.
+
+Its name is the last of this folder: at its end no posts come any more, and what looks at the metrics must be before it.
+"""
 
 import subprocess
 import sys
