@@ -18,10 +18,6 @@ import yaml
 
 TEMPLATE = Path(__file__).parent.parent / "deploy" / "template.yaml"
 
-# What a new on-demand stream opens with, says the developer guide of Kinesis: 4 MB/s, in four shards.
-ON_DEMAND_SHARDS = 4
-
-_STREAM = "EventStream"
 _TABLE = "EventDataTable"
 _FUNCTION = "DDBEventProcessor"
 _MAPPING = "EventSourceMapping"
@@ -157,18 +153,6 @@ class Template:
             memory_megabytes=settings["MemorySize"],
             environment={name: _text(value) for name, value in settings["Environment"]["Variables"].items()},
         )
-
-    def stream(self) -> int:
-        """Return the number of shards that the stream starts with."""
-        settings = self._properties(
-            _STREAM,
-            "",
-            used={"StreamModeDetails"},
-            unused={"ShardCount", "RetentionPeriodHours", "StreamEncryption"},
-        )
-        if settings["StreamModeDetails"]["StreamMode"] == "ON_DEMAND":
-            return ON_DEMAND_SHARDS
-        return int(self.resolve(self._resource(_STREAM)["Properties"]["ShardCount"], self._names("")))
 
     def resources(self) -> dict[str, Mapping[str, Any]]:
         """Return the resources whose condition, if any, is true, as they stand in the file."""

@@ -21,7 +21,6 @@ import aiohttp
 from service.config import Settings
 from service.core.limits import MIB
 from service.core.reconnect import Reason
-from service.core.rules import Changes
 from service.kinesis import Kinesis, KinesisError
 from service.rules import Rules, RulesError, RulesUnavailableError
 from service.source import bearer, wanted_rules
@@ -178,8 +177,12 @@ async def rules(settings: Settings, *, apply: bool, all_owners: bool) -> int:
 
     With `all_owners`, rules of others that are not wanted are deleted too.
     """
+    rng = random.Random()  # noqa: S311 - jitter, not secrets
+    apply = apply and bool(settings.rules)
     try:
-        changes = await _compare(settings, apply=apply and bool(settings.rules), all_owners=all_owners)
+        token = await bearer(settings, rng).get()
+        wanted = wanted_rules(settings)
+        changes = await Rules(settings.x_url, rng).sync(token, wanted, apply=apply, all_owners=all_owners)
     except (TokenError, RulesError, RulesUnavailableError) as error:
         for line in getattr(error, "problems", [str(error)]):
             print(line, file=sys.stderr)
@@ -220,9 +223,3 @@ def gaps(settings: Settings) -> int:
             f" {row['missed_estimate']:>8,} {row['backfilled']:>10,}  {row['reason']}"
         )
     return 0
-
-
-async def _compare(settings: Settings, *, apply: bool, all_owners: bool = False) -> Changes:
-    rng = random.Random()  # noqa: S311 - jitter, not secrets
-    token = await bearer(settings, rng).get()
-    return await Rules(settings.x_url, rng).sync(token, wanted_rules(settings), apply=apply, all_owners=all_owners)

@@ -15,7 +15,6 @@ from grafana_foundation_sdk.models import dashboard as model
 
 DIRECTORY = Path(__file__).parent / "dashboards"
 SELECTION = 'job="$job", instance=~"$instance"'
-COLUMNS = 24
 # Grafana's own names of units.
 COUNT, RATE, RATIO, SECONDS, BYTES, BYTES_RATE = "short", "cps", "percentunit", "s", "bytes", "Bps"
 

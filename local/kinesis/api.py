@@ -31,6 +31,7 @@ from local.kinesis.views import (
 
 API_VERSION = "Kinesis_20131202"
 CONTENT_TYPE = "application/x-amz-json-1.1"
+# What a new on-demand stream opens with, says the developer guide: 4 MB/s, in four shards.
 ON_DEMAND_SHARDS = 4
 
 

@@ -66,7 +66,7 @@ class FailRecords(_Fault, tag="fail_records"):
 
 
 class RequestError(_Fault, tag="error"):
-    """Whole requests are refused; `code` is one of `kinesis_errors.CODES`. Raises ValueError for another."""
+    """Whole requests are refused; `code` is one of `errors.CODES`. Raises ValueError for another."""
 
     code: str
 

@@ -4,7 +4,7 @@ A strict Kinesis on this machine: JSON 1.1 over HTTP, signatures checked, limits
     python -m local.kinesis.server --port 4567 --stream posts --shards 4 [--state DIR]
 
 It prints one line with its address when it is ready, and ends on SIGTERM or SIGINT with exit code 0. With `--state` it
-can be killed and started again without losing anything it has answered for. `local/kinesis_admin.py` says what it can
+can be killed and started again without losing anything it has answered for. `local/kinesis/admin.py` says what it can
 be asked and told beside the API of the service. In a test:
 
     async with LocalKinesis({"posts": 4}) as kinesis:

@@ -7,7 +7,7 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from local.template import ON_DEMAND_SHARDS, TEMPLATE, MappingSettings, Template, TemplateError, load
+from local.template import TEMPLATE, MappingSettings, Template, TemplateError, load
 
 TEXT = TEMPLATE.read_text(encoding="utf-8")
 
@@ -97,13 +97,6 @@ def test_function_runs_with_the_names_of_its_stack() -> None:
         "ID_POINTER": "",
         "TIME_POINTER": "",
     }
-
-
-def test_stream_has_as_many_shards_as_it_starts_with() -> None:
-    """A provisioned stream has the shards it is given, an on-demand one those that Kinesis opens it with."""
-    assert load().stream() == 1
-    assert load(parameters={"ShardCount": 5}).stream() == 5
-    assert load(parameters={"StreamMode": "ON_DEMAND"}).stream() == ON_DEMAND_SHARDS
 
 
 def test_parameter_must_exist_and_fit() -> None:
