@@ -33,8 +33,7 @@ RUN python -m compileall -q --invalidation-mode unchecked-hash local processor
 FROM base AS stand-ins
 LABEL org.opencontainers.image.title="Millrace stand-ins" \
       org.opencontainers.image.description="X and AWS on one machine, for trying Millrace" \
-      org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.version="0.1.0"
+      org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=stand-ins-build /opt/venv /opt/venv
 COPY --from=stand-ins-build /app /app
 # A new volume takes over the owner of the directory that it covers. Not declared as a volume, which x would get too.
@@ -47,8 +46,7 @@ ENTRYPOINT ["python", "-m", "local"]
 FROM base AS daemon
 LABEL org.opencontainers.image.title="Millrace" \
       org.opencontainers.image.description="Carries posts from the X API v2 streams into Amazon Kinesis" \
-      org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.version="0.1.0"
+      org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=daemon-build /opt/venv /opt/venv
 COPY --from=daemon-build /app /app
 RUN install -d -o 10001 -g 10001 /var/lib/millrace
