@@ -96,6 +96,8 @@ def _make(arguments: list[str]) -> None:
 def _python(arguments: list[str]) -> None:
     assert arguments[0] == "-m"
     module, *rest = arguments[1:]
+    if module == "pytest":
+        _files(rest)
     if module == "pytest" or module.startswith("json."):
         return
     assert (ROOT / module.replace(".", "/")).is_dir() or (ROOT / f"{module.replace('.', '/')}.py").is_file(), module

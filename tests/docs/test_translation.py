@@ -2,7 +2,7 @@
 
 import re
 
-from tests.docs.documents import ROOT
+from tests.docs.documents import ROOT, commands, words
 
 COMMAND = re.compile(r"^(?:make|\.venv/bin/python -m) \S+(?: [A-Za-z-]\S*)*", re.MULTILINE)
 
@@ -18,3 +18,13 @@ def test_both_readmes_lead_through_the_same_steps() -> None:
     english, japanese = steps
     assert [command.split()[0] for command in english].count("make") == 2
     assert [command for command in japanese if command in english] == english
+
+
+def test_both_readmes_show_the_same_proofs() -> None:
+    """What the English one promises by a command for measuring or testing, the Japanese one promises by the same."""
+    english, japanese = (
+        {" ".join(words(command)[1]) for command in commands(ROOT / name) if "pytest" in command or "make" in command}
+        for name in ("README.md", "README.ja.md")
+    )
+    assert any("test_crash.py" in command for command in english)
+    assert english - japanese <= {"make setup"}
