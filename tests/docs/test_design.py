@@ -67,7 +67,8 @@ def all_names() -> frozenset[str]:
 def faults(text: str) -> list[str]:
     """Return the code in a text that names what is not there."""
     found = []
-    for code in re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)):
+    for span in re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)):
+        code = " ".join(span.split())
         path, colon, names = code.partition(": ")
         if colon and path.endswith(".py"):
             known = names_in(ROOT / path) if (ROOT / path).is_file() else frozenset()
