@@ -128,6 +128,23 @@ def test_the_map_shows_what_is_there_and_all_of_it() -> None:
     assert {path.relative_to(ROOT).as_posix() for path in modules} <= set(shown)
 
 
+def test_the_files_that_know_several_are_drawn_as_they_are() -> None:
+    """What stands behind the arrow is what the file imports of its own package, beside the core."""
+    drawn = dict(re.findall(r"^((?:service|processor)/\w+) -> ([\w, ]+)$", TEXT, re.MULTILINE))
+    wrong = []
+    for module in ("service/__main__", "service/app", "service/check", "service/source", "processor/handler"):
+        package = module.partition("/")[0]
+        nodes = ast.walk(ast.parse((ROOT / f"{module}.py").read_text(encoding="utf-8")))
+        names = [
+            f"{node.module}.{name.name}" for node in nodes if isinstance(node, ast.ImportFrom) for name in node.names
+        ]
+        imported = {name.split(".")[1] for name in names if name.startswith(f"{package}.")}
+        if imported - {"core", "__version__"} != set(drawn[module].split(", ")):
+            wrong.append(module)
+
+    assert wrong == []
+
+
 def test_the_states_of_a_lane_are_those_of_the_code() -> None:
     """The table is that of service/core/lane.py, row by row."""
     rows = re.findall(r"^\| (\S[^|]*) \| (\S[^|]*) \| (\S[^|]*) \|", TEXT.partition("### A lane")[2], re.MULTILINE)
