@@ -38,12 +38,12 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from processor import dynamodb, tombstones
 from processor.failures import connect_bucket
-from processor.handler import SettingsError, shape_from, whole_number
 from processor.items import SORT_KEY_BYTES, TOMBSTONE_PREFIX, Item, Shape
 from processor.places import place_at
 from processor.reader import TableReader, connect_reader, location_of
 from processor.redrive import DELETED, NOT_NOW, PRESENT, STORED, UNSTORABLE, Redrive
 from processor.screen import line_of
+from processor.settings import SettingsError, shape_from, whole_number
 from processor.stack import settings_of
 from processor.table import PARALLEL_CALLS, TableError, TableWriter
 

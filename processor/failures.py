@@ -114,11 +114,17 @@ def connect_bucket(**location: Any) -> Any:
 
 def store_at(place: str) -> Store:
     """Return the store that QUARANTINE names: `s3://bucket/prefix`, or else a directory."""
+    bucket = bucket_of(place)
+    return Bucket(*bucket, connect_bucket) if bucket else Directory(Path(place))
+
+
+def bucket_of(place: str) -> tuple[str, str] | None:
+    """Return name and prefix of `s3://bucket/prefix`, None for anything else."""
     if not place.startswith("s3://"):
-        return Directory(Path(place))
+        return None
     name, _, prefix = place.removeprefix("s3://").partition("/")
     prefix = prefix.strip("/")
-    return Bucket(name, f"{prefix}/" if prefix else "", connect_bucket)
+    return name, f"{prefix}/" if prefix else ""
 
 
 class Quarantine:

@@ -16,11 +16,7 @@ Rules and traps:
 * A batch may come any number of times. Items and quarantine keys are pure functions of the record.
 * All posts of an aggregate have one sequence number.
 * A payload never reaches the log. One line of JSON an invocation is the log, and in CloudWatch's embedded metric
-  format the metrics as well.
-
-Environment: TABLE (its name), QUARANTINE (s3://bucket/prefix or a directory), TTL_DAYS (30; 0 keeps for ever),
-TIME_SHARDS (4), ID_POINTER and TIME_POINTER (for records that are no posts of X). Region, endpoint and credentials are
-botocore's own.
+  format the metrics as well, which CloudWatch bills.
 """
 
 import functools
@@ -37,6 +33,7 @@ from processor import wire
 from processor.dynamodb import connect
 from processor.failures import Quarantine, Source, store_at
 from processor.items import Item, Shape, UnstorableError, item_of, milliseconds_of
+from processor.settings import Settings
 from processor.table import PARALLEL_CALLS, TOMBSTONE_SECONDS, TableError, TableWriter
 
 # Kept free of the time that Lambda gives: a call begun at the last moment may take its 3 s (connect and read), and
@@ -61,60 +58,6 @@ METRICS = {
         *({"Name": name, "Unit": "Milliseconds"} for name in TIMES),
     ],
 }
-
-
-class SettingsError(Exception):
-    """The environment is not usable. The text is one line that names each fault and the way out."""
-
-
-class Settings(NamedTuple):
-    """What the function is told by its environment."""
-
-    table: str
-    quarantine: str
-    shape: Shape
-    function_name: str
-
-    @classmethod
-    def from_environment(cls, environ: Mapping[str, str]) -> "Settings":
-        """Read all of it, or raise SettingsError with all faults."""
-        faults: list[str] = []
-        table = environ.get("TABLE", "")
-        if not table:
-            faults.append("TABLE is missing: set it to the name of the table")
-        quarantine = environ.get("QUARANTINE", "")
-        if not quarantine.removeprefix("s3://").strip("/"):
-            faults.append("QUARANTINE is missing: set it to s3://bucket/prefix or to a directory")
-        shape = shape_from(environ, faults)
-        if faults:
-            raise SettingsError("; ".join(faults))
-        return cls(table, quarantine, shape, environ.get("AWS_LAMBDA_FUNCTION_NAME", "local"))
-
-
-def shape_from(environ: Mapping[str, str], faults: list[str]) -> Shape:
-    """Return the settings that decide about items; what is wrong with them is added to `faults`."""
-    ttl_days = whole_number(environ, "TTL_DAYS", Shape().ttl_days, 0, 36_500, faults)
-    time_shards = whole_number(environ, "TIME_SHARDS", Shape().time_shards, 1, 1_000, faults)
-    id_pointer, time_pointer = (_pointer(environ, name, faults) for name in ("ID_POINTER", "TIME_POINTER"))
-    if time_pointer and not id_pointer:
-        faults.append("TIME_POINTER is set and ID_POINTER is not: posts of X need neither, other records need both")
-    return Shape(ttl_days, time_shards, id_pointer, time_pointer)
-
-
-def _pointer(environ: Mapping[str, str], name: str, faults: list[str]) -> str:
-    pointer = environ.get(name) or ""
-    if pointer and not pointer.startswith("/"):
-        faults.append(f"{name} is {pointer!r}: set it to a JSON pointer such as /event/id, or leave it away")
-    return pointer
-
-
-def whole_number(environ: Mapping[str, str], name: str, default: int, least: int, most: int, faults: list[str]) -> int:
-    """Return the setting `name` as a number; what is wrong with it is added to `faults`."""
-    text = environ.get(name) or str(default)
-    if text.isascii() and text.isdigit() and len(text) < 10 and least <= int(text) <= most:
-        return int(text)
-    faults.append(f"{name} is {text!r}: set it to a whole number from {least} to {most}")
-    return default
 
 
 class Context(Protocol):
@@ -175,6 +118,7 @@ class Processor:
         quarantine: where the rest goes.
         pool: runs the quarantine's calls.
         function_name: the dimension of the metrics.
+        with_metrics: whether CloudWatch is to make metrics of the log line.
         clock: seconds; the table's own clock.
         now: epoch seconds, for the log line alone.
         output: where the log line goes; standard output unless given.
@@ -188,6 +132,7 @@ class Processor:
         pool: Executor,
         *,
         function_name: str = "local",
+        with_metrics: bool = True,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
         output: TextIO | None = None,
@@ -197,6 +142,7 @@ class Processor:
         self._quarantine = quarantine
         self._pool = pool
         self._function_name = function_name
+        self._with_metrics = with_metrics
         self._clock = clock
         self._now = now
         self._output = output
@@ -298,8 +244,9 @@ class Processor:
             "TableFault": run.fault,
             "QuarantineFault": next(iter(run.troubles), None),
         }
+        metrics = {"_aws": {"Timestamp": int(self._now() * 1000), "CloudWatchMetrics": [METRICS]}}
         line = {
-            "_aws": {"Timestamp": int(self._now() * 1000), "CloudWatchMetrics": [METRICS]},
+            **(metrics if self._with_metrics else {}),
             "FunctionName": self._function_name,
             **run.counts,
             **{name: round(seconds * 1000, 3) for name, seconds in zip(TIMES, times, strict=True)},
@@ -316,7 +263,14 @@ def _processor() -> Processor:
     pool = ThreadPoolExecutor(PARALLEL_CALLS)
     table = TableWriter(settings.table, connect, pool)
     quarantine = Quarantine(store_at(settings.quarantine))
-    return Processor(settings.shape, table, quarantine, pool, function_name=settings.function_name)
+    return Processor(
+        settings.shape,
+        table,
+        quarantine,
+        pool,
+        function_name=settings.function_name,
+        with_metrics=settings.with_metrics,
+    )
 
 
 def handle(event: Mapping[str, Any], context: Context) -> dict[str, Any]:

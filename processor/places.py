@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from processor.failures import bucket_of
+
 
 class Place(Protocol):
     """Objects by key."""
@@ -65,8 +67,5 @@ class FailureBucket:
 
 def place_at(place: str, connect: Callable[[], Any]) -> Place:
     """Return the place that is named: `s3://bucket/prefix`, for which `connect` makes a client, or else a directory."""
-    if not place.startswith("s3://"):
-        return FailureDirectory(Path(place))
-    name, _, prefix = place.removeprefix("s3://").partition("/")
-    prefix = prefix.strip("/")
-    return FailureBucket(name, f"{prefix}/" if prefix else "", connect())
+    bucket = bucket_of(place)
+    return FailureBucket(*bucket, connect()) if bucket else FailureDirectory(Path(place))

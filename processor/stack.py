@@ -5,7 +5,7 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from processor.handler import SettingsError
+from processor.settings import SettingsError
 
 
 def settings_of(stack: str, location: Mapping[str, str], connect: Callable[..., Any] | None = None) -> dict[str, str]:

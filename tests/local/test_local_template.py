@@ -96,7 +96,9 @@ def test_function_runs_with_the_names_of_its_stack() -> None:
         "TIME_SHARDS": "4",
         "ID_POINTER": "",
         "TIME_POINTER": "",
+        "METRICS": "true",
     }
+    assert load(parameters={"Monitoring": "false"}).function("Mill").environment["METRICS"] == "false"
 
 
 def test_parameter_must_exist_and_fit() -> None:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from processor.failures import Quarantine
-from processor.handler import RESERVE_SECONDS, Processor, Settings, SettingsError
+from processor.handler import RESERVE_SECONDS, Processor
 from processor.items import Item, Shape
 from processor.reader import connect_reader
 from processor.table import TableError, TableWriter
@@ -49,6 +49,8 @@ class House:
         shelf: Shelf | None = None,
         clock: Clock | None = None,
         pool: Executor | None = None,
+        *,
+        with_metrics: bool = True,
     ) -> None:
         self.clock = clock or Clock()
         self.table = table or FakeDynamo()
@@ -62,6 +64,7 @@ class House:
             Quarantine(self.shelf),
             pool,
             function_name="stack-DDBEventProcessor",
+            with_metrics=with_metrics,
             clock=self.clock,
             now=lambda: 1_795_165_206.5,
             output=self._output,
@@ -394,6 +397,16 @@ class TestLog:
         assert line["RequestId"] == "request-1"
         assert "RetryFrom" not in line
 
+    def test_without_metrics_the_line_is_the_same_but_for_them(self) -> None:
+        """Who does not want to pay for CloudWatch's metrics still has the numbers."""
+        with_metrics, without = House(), House(with_metrics=False)
+        for house in (with_metrics, without):
+            house.process(*BATCH["Records"])
+
+        assert without.log == [
+            {name: value for name, value in line.items() if name != "_aws"} for line in with_metrics.log
+        ]
+
     def test_a_failure_says_where_it_goes_on(self) -> None:
         """The reported sequence number stands in the line, and what the table had against it."""
         house = House(FakeDynamo([THROTTLED] * 10_000))
@@ -570,41 +583,3 @@ class TestAsAProcess:
 
         assert run.returncode != 0
         assert "SettingsError: TABLE is missing" in run.stderr.splitlines()[-1]
-
-
-class TestSettings:
-    def test_two_settings_are_enough(self) -> None:
-        """The table and the quarantine have to be named; the rest has defaults."""
-        settings = Settings.from_environment({"TABLE": "t", "QUARANTINE": "s3://b/p"})
-
-        assert settings == Settings("t", "s3://b/p", Shape(ttl_days=30, time_shards=4), "local")
-
-    def test_all_of_them_are_read(self) -> None:
-        """Each setting reaches its place; 0 days keep posts for ever."""
-        environ = {
-            "TABLE": "t",
-            "QUARANTINE": "/var/quarantine",
-            "TTL_DAYS": "0",
-            "TIME_SHARDS": "16",
-            "AWS_LAMBDA_FUNCTION_NAME": "stack-DDBEventProcessor",
-        }
-
-        assert Settings.from_environment(environ) == Settings(
-            "t", "/var/quarantine", Shape(0, 16), "stack-DDBEventProcessor"
-        )
-
-    def test_all_faults_are_told_in_one_line(self) -> None:
-        """Every setting that is missing or wrong is named with the way out."""
-        with pytest.raises(SettingsError) as caught:
-            Settings.from_environment({"QUARANTINE": "s3://", "TTL_DAYS": "-1", "TIME_SHARDS": "many"})
-
-        message = str(caught.value)
-        assert "\n" not in message
-        for words in ("TABLE is missing", "QUARANTINE is missing", "TTL_DAYS is '-1'", "TIME_SHARDS is 'many'"):
-            assert words in message
-
-    @pytest.mark.parametrize("text", ["0", "1001", "4.0", "٤", "9" * 5_000])
-    def test_a_number_is_whole_and_within_its_range(self, text: str) -> None:
-        """A number of shards that no table could have is refused."""
-        with pytest.raises(SettingsError, match="whole number from 1 to 1000"):
-            Settings.from_environment({"TABLE": "t", "QUARANTINE": "q", "TIME_SHARDS": text})

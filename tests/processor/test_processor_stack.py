@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError, NoRegionError
 
-from processor.handler import SettingsError
+from processor.settings import SettingsError
 from processor.stack import settings_of
 
 VARIABLES = {"TABLE": "mill-EventData", "TIME_SHARDS": "8"}
