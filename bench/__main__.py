@@ -15,6 +15,7 @@ import os
 import platform
 import subprocess
 import sys
+import textwrap
 import tempfile
 import time
 from collections.abc import Sequence
@@ -136,7 +137,13 @@ def _write(text: str) -> None:
     _, end, after = rest.partition(_END)
     if not (begin and end):
         raise RunError(f"{_DOCUMENT.name} has lost the two lines between which the figures go")
-    _DOCUMENT.write_text(f"{before}{begin}\n\n{text}\n{end}{after}", encoding="utf-8")
+    made = "\n\n".join(_wrap(part) for part in text.strip().split("\n\n"))
+    _DOCUMENT.write_text(f"{before}{begin}\n\n{made}\n\n{end}{after}", encoding="utf-8")
+
+
+def _wrap(part: str) -> str:
+    is_prose = not part.startswith(("#", "|"))
+    return textwrap.fill(part, 120, break_long_words=False, break_on_hyphens=False) if is_prose else part
 
 
 def _failed(figures: Figures) -> bool:
