@@ -15,8 +15,8 @@ import os
 import platform
 import subprocess
 import sys
-import textwrap
 import tempfile
+import textwrap
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
