@@ -151,8 +151,3 @@ def test_the_states_of_a_lane_are_those_of_the_code() -> None:
     told = rows[1 : 1 + len(MOVES)]
 
     assert told == [(state.value, event.value, after.value) for (state, event), after in MOVES.items()]
-
-
-def test_no_line_is_wider_than_an_editor() -> None:
-    """120 characters; a row of a table cannot be wrapped."""
-    assert [line for line in TEXT.splitlines() if len(line) > 120 and not line.startswith("|")] == []
