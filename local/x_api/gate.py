@@ -12,12 +12,11 @@ Rules it obeys:
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
 from aiohttp import web
-from multidict import MultiMapping
 
 from local.x_api.answers import REFUSALS, Refusal
 from local.x_api.clock import Clock
@@ -165,7 +164,7 @@ class Gate:
         return Entry(token, headers)
 
     def admit(
-        self, entry: Entry, endpoint: Endpoint, query: MultiMapping[str], *, used: int, has_rules: bool
+        self, entry: Entry, endpoint: Endpoint, query: Mapping[str, str], *, used: int, has_rules: bool
     ) -> tuple[Subscription, list[ConnectionRecord]]:
         """
         Check what only streams need.
@@ -226,7 +225,7 @@ class Gate:
         """Free the slot of a connection that has ended."""
         self._ghosts.pop(connection.number, None)
 
-    def _query_problem(self, endpoint: Endpoint, query: MultiMapping[str]) -> Answer | None:
+    def _query_problem(self, endpoint: Endpoint, query: Mapping[str, str]) -> Answer | None:
         """Return X's answer to a parameter that it does not know or does not take, if there is one."""
         known = [*_ALLOWED, "backfill_minutes", *(["start_time", "end_time"] if endpoint.recovers else [])]
         known += ["partition"] if endpoint.partitions else []
@@ -252,7 +251,7 @@ class Gate:
                         return invalid_request(name, value, message)
         return _partition_problem(endpoint, query.get("partition", "")) or self._range_problem(query)
 
-    def _range_problem(self, query: MultiMapping[str]) -> Answer | None:
+    def _range_problem(self, query: Mapping[str, str]) -> Answer | None:
         start, end = (_moment(query[name]) if name in query else None for name in ("start_time", "end_time"))
         if start is None and end is None:
             return None
@@ -281,7 +280,7 @@ def _moment(text: str) -> float | None:
         return None
 
 
-def _subscription(endpoint: Endpoint, query: MultiMapping[str]) -> Subscription:
+def _subscription(endpoint: Endpoint, query: Mapping[str, str]) -> Subscription:
     start, end = (_moment(query[name]) if name in query else None for name in ("start_time", "end_time"))
     partition, minutes = int(query.get("partition", "0")), int(query.get("backfill_minutes", "0"))
     return Subscription(endpoint, partition, minutes, wanted(query), start, end)
