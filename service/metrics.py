@@ -496,7 +496,7 @@ class Metrics:
             ("posts_buffered", "Posts that were received and have no outcome yet.", buffer.posts),
             ("posts_on_disk", "Posts of these that wait in the journal only.", buffer.on_disk),
             ("buffer_bytes", "What the posts in the buffer take of memory.", buffer.bytes),
-            ("buffer_limit_bytes", "What they may take: their part of the memory limit.", memory),
+            ("buffer_limit_bytes", "At this no more are taken into memory: their part of the memory limit.", memory),
             ("journal_bytes", "Bytes of the posts in the journal.", buffer.journal_bytes),
             ("journal_limit_bytes", "The journal's limit; 0 without a journal.", journal),
             ("stream_connected", "1 while the source is connected.", int(self._connected)),

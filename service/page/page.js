@@ -203,7 +203,9 @@ function drawFigures() {
 }
 
 function drawBar(name, bytes, limit) {
-  drawMeter(name, bytes, limit, limit ? `${size(bytes)} of ${size(limit)}` : "off");
+  // What reaches the limit comes in whole, so there may be a little more than that.
+  const words = bytes < limit ? `${size(bytes)} of ${size(limit)}` : `${size(bytes)}, full at ${size(limit)}`;
+  drawMeter(name, bytes, limit, limit ? words : "off");
 }
 
 function drawMeter(name, value, limit, words) {

@@ -213,6 +213,8 @@ class TestStates:
         await says(page, "7 posts are not accounted for: report it.", "#balance")
         assert await page.get_attribute("#memory-bar", "aria-valuenow") == "95"
         assert await page.get_attribute("#memory-bar", "data-full") is not None
+        daemon.pass_time(1, buffer_bytes=105)
+        await says(page, "105 B, full at 100 B", "#memory")
 
     async def test_without_a_connection(self, page: Page, daemon: Daemon) -> None:
         """The reason, the next try and the time without one are told; the curve shows since when."""
