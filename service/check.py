@@ -21,11 +21,11 @@ import aiohttp
 from service.config import Settings
 from service.core.limits import MIB
 from service.core.reconnect import Reason
+from service.http_client import UnavailableError
 from service.kinesis import Kinesis, KinesisError
-from service.rules import Rules, RulesError, RulesUnavailableError
+from service.rules import Rules, RulesError
 from service.source import bearer, wanted_rules
 from service.state import StateFile
-from service.stream import TokenError
 from service.watch import describe
 
 # A clock that is further off than this is wrong, whatever the way to the server took.
@@ -122,8 +122,8 @@ async def _check_x(settings: Settings, report: Report) -> None:
     """Try the token of X, and where there are rules, those."""
     rng = random.Random()  # noqa: S311 - jitter, not secrets
     try:
-        token = await bearer(settings, rng).get()
-    except TokenError as error:
+        token = await bearer(lambda: settings, rng).get()
+    except UnavailableError as error:
         report.bad("x token", str(error))
         return
     if settings.source != "filtered":
@@ -131,7 +131,7 @@ async def _check_x(settings: Settings, report: Report) -> None:
         return
     try:
         changes = await Rules(settings.x_url, rng).sync(token, wanted_rules(settings), apply=False)
-    except RulesUnavailableError as error:
+    except UnavailableError as error:
         is_token = error.verdict.reason is Reason.UNAUTHORIZED
         report.bad("x token" if is_token else "x rules", str(error))
         return
@@ -180,10 +180,10 @@ async def rules(settings: Settings, *, apply: bool, all_owners: bool) -> int:
     rng = random.Random()  # noqa: S311 - jitter, not secrets
     apply = apply and bool(settings.rules)
     try:
-        token = await bearer(settings, rng).get()
+        token = await bearer(lambda: settings, rng).get()
         wanted = wanted_rules(settings)
         changes = await Rules(settings.x_url, rng).sync(token, wanted, apply=apply, all_owners=all_owners)
-    except (TokenError, RulesError, RulesUnavailableError) as error:
+    except (RulesError, UnavailableError) as error:
         for line in getattr(error, "problems", [str(error)]):
             print(line, file=sys.stderr)
         return 1

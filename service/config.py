@@ -502,7 +502,8 @@ An empty variable counts as not set. `python -m service config` prints what is i
 {rows}
 
 A name that ends in `_FILE` holds the path of a file with the value, as orchestrators mount secrets; blanks and line
-breaks around the value are dropped. A setting and its `_FILE` exclude each other.
+breaks around the value are dropped. A setting and its `_FILE` exclude each other. A changed file of rules is taken up
+at once, that of the token when X refuses the old one, any other at a restart.
 
 For X, set either `MILLRACE_BEARER_TOKEN`, or `MILLRACE_API_KEY` and `MILLRACE_API_KEY_SECRET`. `SOURCE=stdin` needs
 neither.

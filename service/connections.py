@@ -22,6 +22,7 @@ import structlog
 
 from service import __version__
 from service.core.reconnect import refusal
+from service.http_client import plain, session
 
 PATH = "/2/connections"
 # X tells the beginning of a connection, and its own time in an answer, in whole seconds.
@@ -119,21 +120,16 @@ class Connections:
         if not self._usable:
             return b""
 
-        async def authorise(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-            # Set here because aiohttp refuses the header beside an entry in ~/.netrc.
-            request.headers["Authorization"] = f"Bearer {token}"
-            return await send(request)
-
         timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS)
         headers = {"User-Agent": f"Millrace/{__version__}"}
         try:
             async with (
-                aiohttp.ClientSession(timeout=timeout, trust_env=True, middlewares=(authorise,)) as session,
-                session.request(method, self._url, headers=headers, allow_redirects=False, **parts) as response,
+                session(f"Bearer {token}", timeout) as asking,
+                asking.request(method, self._url, headers=headers, allow_redirects=False, **parts) as response,
             ):
                 body = await response.read()
         except (aiohttp.ClientError, OSError) as error:
-            log.info("connections_unknown", error=" ".join(str(error).split()) or "no answer in time")
+            log.info("connections_unknown", error=plain(error))
             return b""
         if response.status == 200:
             return body

@@ -66,6 +66,7 @@ from botocore.exceptions import (
 from service import __version__
 from service.core.limits import DEFAULT_RECORD_BYTES, HASH_KEYS, KIB
 from service.core.records import FailureKind, KinesisRecord, RecordResult, RequestFailure, Shard, StreamFacts
+from service.http_client import plain
 
 # More requests in flight than this wait for a connection; botocore's default is 10.
 _CONNECTIONS = 64
@@ -367,17 +368,17 @@ class Kinesis:
     def _broken(self, error: Exception) -> RequestFailure:
         """Say what it means for the records that there was no answer: the table of what happens on the way."""
         cause = error.kwargs.get("error") if isinstance(error, BotoCoreError) else None
-        reason, way_out = _one_line(cause or error), "check AWS_REGION, AWS_ENDPOINT_URL_KINESIS and the network"
+        reason, way_out = _one_line(plain(cause or error)), "check AWS_REGION, AWS_ENDPOINT_URL_KINESIS and the network"
         match error:
             case ProxyConnectionError():
                 # The tunnel never stood.
                 kind, text = FailureKind.NOT_STORED, f"The proxy on the way to {self._host} fails: {reason}"
             case _ if isinstance(cause, aiohttp.ClientConnectorCertificateError):
                 # Ends the handshake, before the request, until an operator sees to it.
-                kind, text = FailureKind.DENIED, f"{self._host} is not trusted: {reason}; check AWS_CA_BUNDLE"
+                kind, text = FailureKind.DENIED, f"{reason}; check AWS_CA_BUNDLE"
             case _ if isinstance(error, ConnectTimeoutError) or isinstance(cause, aiohttp.ClientConnectorError):
                 # Refused, unreachable, no such name, no TLS: none got as far as the request.
-                kind, text = FailureKind.NOT_STORED, f"No connection to {self._host}: {reason}; {way_out}"
+                kind, text = FailureKind.NOT_STORED, f"Kinesis cannot be reached: {reason}; {way_out}"
             case _ if type(error) is HTTPClientError and isinstance(cause, OSError):
                 # A file of certificates that cannot be loaded; what a connection raises has a type of its own.
                 kind, text = FailureKind.DENIED, f"TLS cannot be set up: {reason}; check AWS_CA_BUNDLE"

@@ -31,8 +31,9 @@ import structlog
 from tweepy.asynchronous import AsyncStreamingClient
 
 from service import __version__
-from service.core.reconnect import Cause, Ladders, Reason, Verdict, refusal
+from service.core.reconnect import Cause, Ladders, Reason, refusal
 from service.core.rules import Changes, Rule, compare
+from service.http_client import UnavailableError, plain, session
 
 PATH = "/2/tweets/search/stream/rules"
 
@@ -54,21 +55,13 @@ class RulesError(Exception):
         self.problems = tuple(problems)
 
 
-class RulesUnavailableError(Exception):
-    """X cannot be asked. `verdict` says why, and when to try again; its detail is this error's one line."""
-
-    def __init__(self, verdict: Verdict) -> None:
-        super().__init__(verdict.detail)
-        self.verdict = verdict
-
-
 class Rules:
     """
     The rules that X has for this app.
 
     Arguments:
         url: base URL of the X API.
-        rng: for the jitter of the waits that a RulesUnavailableError proposes.
+        rng: for the jitter of the waits that an UnavailableError proposes.
     """
 
     def __init__(self, url: str, rng: Random) -> None:
@@ -82,22 +75,22 @@ class Rules:
         With `all_owners`, rules that others have put there are deleted too if they are not wanted.
 
         Returns the changes, made or not. Raises RulesError, before any change if the dry run shows it, and
-        RulesUnavailableError.
+        UnavailableError.
         """
         try:
-            async with _session(token) as session:
-                changes = await _sync(_Client(self._url, session), wanted, apply, all_owners)
+            timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS, sock_connect=CONNECT_SECONDS)
+            async with session(f"Bearer {token}", timeout) as asking:
+                changes = await _sync(_Client(self._url, asking), wanted, apply, all_owners)
         except _RefusedError as error:
             cause = error.cause
         except (JSONDecodeError, msgspec.ValidationError) as error:
             cause = Cause(Reason.UNEXPECTED_ANSWER, f"X's answer about rules has another shape: {error}")
         except (aiohttp.ClientError, OSError) as error:
-            words = " ".join(str(error).split()) or "no answer in time"
-            cause = Cause(Reason.NETWORK_ERROR, f"X cannot be reached: {words}")
+            cause = Cause(Reason.NETWORK_ERROR, f"X cannot be reached: {plain(error)}")
         else:
             self._ladders.reset()
             return changes
-        raise RulesUnavailableError(self._ladders.verdict(cause))
+        raise UnavailableError(self._ladders.verdict(cause))
 
 
 class RulesKeeper:
@@ -107,7 +100,7 @@ class RulesKeeper:
     Arguments:
         read: gives the wanted rules; raises ValueError, with a line for each fault.
         stamp: changes whenever they may have changed, such as a file's time.
-        sync: makes them X's; raises RulesError and RulesUnavailableError.
+        sync: makes them X's; raises RulesError and UnavailableError.
         changed: called after X's rules were changed.
     """
 
@@ -170,7 +163,7 @@ class RulesKeeper:
         except RulesError as error:
             log.error("rules_refused", problems=error.problems)  # noqa: TRY400 - as above
             return None
-        except RulesUnavailableError as error:
+        except UnavailableError as error:
             verdict = error.verdict
             write = log.warning if verdict.healable else log.error
             write("rules_not_applied", reason=verdict.reason, detail=verdict.detail, retry_seconds=verdict.delay)
@@ -298,16 +291,6 @@ class _Client(AsyncStreamingClient):  # type: ignore[misc]  # tweepy has no type
         if response.status == 400 and (problems := _rule_problems(body)):
             raise RulesError([str(problem) for problem in problems])
         raise _RefusedError(refusal(response.status, response.headers, body))
-
-
-def _session(token: str) -> aiohttp.ClientSession:
-    async def authorise(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-        # Set here because aiohttp refuses the header beside an entry in ~/.netrc.
-        request.headers["Authorization"] = f"Bearer {token}"
-        return await send(request)
-
-    timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS, sock_connect=CONNECT_SECONDS)
-    return aiohttp.ClientSession(timeout=timeout, trust_env=True, middlewares=(authorise,))
 
 
 def _batches(rules: Sequence[Rule]) -> list[list[Rule]]:

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 import structlog
 
-from service.config import ConfigError, Settings, load
+from service.config import ConfigError, Secret, Settings, load
 from service.connections import Connections
 from service.core.gaps import Kept
 from service.core.reconnect import Reason, Reconnect
@@ -22,10 +22,12 @@ from service.core.records import DropReason, Post
 from service.core.rules import Changes, Rule
 from service.core.sources import SOURCES
 from service.core.spend import Spend
+from service.http_client import UnavailableError
 from service.metrics import Metrics, SourceFigures
-from service.rules import Rules, RulesKeeper, RulesUnavailableError, log_changes
+from service.rules import Rules, RulesKeeper, log_changes
 from service.state import StateFile
-from service.stream import BearerToken, Stream, TokenError
+from service.stream import Stream
+from service.token import BearerToken
 from service.watch import Board, Health, Watch
 
 # How often it is looked whether something is due, and how often all is written down even if nothing happened.
@@ -55,7 +57,7 @@ class Source:
         settings: all of them.
         environ: where they came from; the rules are read again from it.
         metrics, health, board: are told.
-        on_token: called with a token that X gave, before it is used.
+        on_token: called with each token before it is used.
         rng: for jitter.
         wall: the time of day, in seconds since 1970.
     """
@@ -74,7 +76,7 @@ class Source:
         self._settings = settings
         self._environ = environ
         self._clock = asyncio.get_running_loop().time
-        self._token = bearer(settings, rng, on_token)
+        self._token = bearer(self._read_settings, rng, on_token)
         self._rules = Rules(settings.x_url, rng)
         self._kind = SOURCES[settings.source]
         self._name = f"{settings.source} {settings.partition}" if settings.partition else settings.source
@@ -196,12 +198,18 @@ class Source:
     async def _sync(self, wanted: Sequence[Rule]) -> Changes:
         try:
             return await self._rules.sync(await self._token.get(), wanted, apply=True)
-        except TokenError as error:
-            raise RulesUnavailableError(error.verdict) from None
-        except RulesUnavailableError as error:
+        except UnavailableError as error:
             if error.verdict.reason is Reason.UNAUTHORIZED:
                 self._token.refused()
             raise
+
+    def _read_settings(self) -> Settings:
+        """Read the settings again: a file that holds one may have another text now."""
+        try:
+            return load(self._environ)
+        except ConfigError as error:
+            log.warning("settings_not_read", faults=error.faults, way_out="mend them; those of before are used")
+            return self._settings
 
     def _read_rules(self) -> list[Rule]:
         try:
@@ -229,20 +237,26 @@ class Source:
         while True:
             try:
                 return await ask()
-            except (TokenError, RulesUnavailableError) as error:
+            except UnavailableError as error:
                 verdict = error.verdict
                 self._watch.disconnected(verdict.reason, verdict.detail, verdict.delay, verdict.healable)
                 await asyncio.sleep(verdict.delay)
 
 
-def bearer(settings: Settings, rng: random.Random, on_new: Callable[[str], None] = lambda _: None) -> BearerToken:
-    """Make what gives the token that the settings speak of."""
-    bearer_token, key, secret = settings.bearer_token, settings.api_key, settings.api_key_secret
+def bearer(
+    read: Callable[[], Settings], rng: random.Random, on_new: Callable[[str], None] = lambda _: None
+) -> BearerToken:
+    """Make what gives the token that the settings speak of; a token that is set is read anew when X refuses it."""
+
+    def text(secret: Secret | None) -> str:
+        return secret.reveal() if secret else ""
+
+    settings = read()
     return BearerToken(
         settings.x_url,
-        bearer=bearer_token.reveal() if bearer_token else "",
-        key=key.reveal() if key else "",
-        secret=secret.reveal() if secret else "",
+        read=lambda: text(read().bearer_token),
+        key=text(settings.api_key),
+        secret=text(settings.api_key_secret),
         rng=rng,
         on_new=on_new,
     )

@@ -2,8 +2,7 @@
 X streams as lines of bytes: connect, read, and connect again for as long as the daemon runs.
 
 tweepy's here: the names of the query's parameters, their encoding, and its User-Agent behind ours. Ours: the address,
-because tweepy has it fixed; the exchange of key and secret for a token, because tweepy's own blocks and says less of
-what went wrong than X does; and the loop, because of what tweepy 4.17's does, measured with aiohttp 3.14:
+because tweepy has it fixed; and the loop, because of what tweepy 4.17's does, measured with aiohttp 3.14:
 
 * it reads a line at a time and awaits a hook for each: at a drop aiohttp raises before it hands out what has
   already arrived, and of 200 complete lines 29 came through;
@@ -21,7 +20,6 @@ The rules of the loop here:
   a damaged chunk header aiohttp closes the connection and never wakes the reader.
 * One attempt is one request. aiohttp would repeat a GET whose connection broke, unasked and uncounted.
 * A redirect is not followed: aiohttp would drop the token on the way, and X has no reason to send one.
-* Proxies come from the environment (`HTTPS_PROXY`, `NO_PROXY`), and so do certificates (`SSL_CERT_FILE`).
 * Being cancelled closes the connection, so that X frees its slot.
 
 `core.reconnect` says when to come back, `core.gaps` what backfill to ask for. A request with backfill that is refused
@@ -29,11 +27,9 @@ is made again without: only if that one succeeds it was the backfill.
 """
 
 import asyncio
-import base64
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from email.utils import parsedate_to_datetime
-from random import Random
 from typing import Protocol
 
 import aiohttp
@@ -41,17 +37,16 @@ import msgspec
 from tweepy.asynchronous import AsyncStreamingClient
 
 from service import __version__
-from service.core.limits import KIB
 from service.core.lines import LineSplitter
-from service.core.reconnect import Cause, Ladders, Objection, Reason, Reconnect, Verdict, refusal
+from service.core.reconnect import Objection, Reason, Reconnect, Verdict, refusal
 from service.core.records import DropReason
+from service.http_client import UnavailableError, plain, session, start_of
 
 # X writes a keep-alive at least every 20 s; clients that gave up after 21 s dropped healthy connections.
 STALL_SECONDS = 30.0
 CONNECT_SECONDS = 10.0
 # For the body of a refusal.
 BODY_SECONDS = 5.0
-BODY_BYTES = 64 * KIB
 # X asks for 5 s after a taken slot; once the slot is freed there is nothing to wait for but X's own bookkeeping.
 FREED_SECONDS = 1.0
 
@@ -88,7 +83,7 @@ class Token(Protocol):
     """The app's bearer token."""
 
     async def get(self) -> str:
-        """Give it; raises TokenError."""
+        """Give it; raises UnavailableError."""
 
     def refused(self) -> None:
         """X does not take it."""
@@ -102,14 +97,6 @@ class Slot(Protocol):
 
     async def free(self, token: str) -> bool:
         """End the connection that we had, if X believes it to be open. Whether it did."""
-
-
-class TokenError(Exception):
-    """X gave no bearer token. `verdict` says why, and when to ask again; its detail is this error's one line."""
-
-    def __init__(self, verdict: Verdict) -> None:
-        super().__init__(verdict.detail)
-        self.verdict = verdict
 
 
 class Stream:
@@ -183,21 +170,20 @@ class Stream:
             return self._reconnect.put_off(objection)
         try:
             token = await self._token.get()
-        except TokenError as error:
+        except UnavailableError as error:
             return error.verdict
         minutes = 0 if self._doubts_backfill else self._observer.backfill_minutes()
         self._reconnect.connecting(self._clock())
         await self._observer.connecting()
-        async with _session(f"Bearer {token}") as session:
-            client = _Client(self._url, session)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
+        async with session(f"Bearer {token}", timeout, [_send_once]) as asking:
+            client = _Client(self._url, asking)
             query = {**self._parameters, **({"backfill_minutes": str(minutes)} if minutes else {})}
             try:
                 async with asyncio.timeout(self._stall_seconds):
                     response: aiohttp.ClientResponse = await client.filter(**query)
             except (aiohttp.ClientError, OSError) as error:
-                return self._reconnect.lost(
-                    Reason.NETWORK_ERROR, f"X cannot be reached: {_words(error)}", self._clock()
-                )
+                return self._reconnect.lost(Reason.NETWORK_ERROR, f"X cannot be reached: {plain(error)}", self._clock())
             try:
                 if response.status == 200:
                     return await self._stay(response, minutes, token)
@@ -209,7 +195,7 @@ class Stream:
         return verdict
 
     async def _refused(self, response: aiohttp.ClientResponse, minutes: int) -> Verdict:
-        body = await _body(response, min(BODY_SECONDS, self._stall_seconds))
+        body = await start_of(response, min(BODY_SECONDS, self._stall_seconds))
         cause = refusal(response.status, response.headers, body)
         if minutes and cause.reason in {Reason.BAD_REQUEST, Reason.FORBIDDEN}:
             self._doubts_backfill = True
@@ -258,7 +244,7 @@ class Stream:
                     try:
                         chunk = await content.readany()
                     except (aiohttp.ClientError, OSError) as error:
-                        return Objection(Reason.CUT, f"the connection broke off: {_words(error)}")
+                        return Objection(Reason.CUT, f"the connection broke off: {plain(error)}")
                     if not chunk:
                         return Objection(Reason.CLEAN_CLOSE, "X ended the stream")
                     self._take(splitter, splitter.feed(chunk))
@@ -320,94 +306,12 @@ class _Client(AsyncStreamingClient):  # type: ignore[misc]  # tweepy has no type
         return response
 
 
-class BearerToken:
-    """
-    The app's bearer token: one that is set, or what X gives for the app's key and secret.
-
-    Arguments:
-        url: base URL of the X API.
-        bearer: the token; "" if key and secret are given instead.
-        key: of the app.
-        secret: that belongs to the key.
-        rng: for the jitter of the waits that a TokenError proposes.
-        on_new: called with a token that X gave, before it is used.
-    """
-
-    def __init__(
-        self,
-        url: str,
-        *,
-        bearer: str = "",
-        key: str = "",
-        secret: str = "",
-        rng: Random,
-        on_new: Callable[[str], None] = lambda _token: None,
-    ) -> None:
-        self._url = url.rstrip("/") + "/oauth2/token"
-        self._bearer = bearer
-        self._basic = "" if bearer else "Basic " + base64.b64encode(f"{key}:{secret}".encode()).decode()
-        self._ladders = Ladders(rng)
-        self._on_new = on_new
-
-    async def get(self) -> str:
-        """Give it, and ask X for it if need be; X gives the same one until it is revoked. Raises TokenError."""
-        if not self._bearer:
-            self._bearer = await self._exchange()
-            self._on_new(self._bearer)
-            self._ladders.reset()
-        return self._bearer
-
-    def refused(self) -> None:
-        """X does not take it: one that X gave is asked for anew."""
-        if self._basic:
-            self._bearer = ""
-
-    async def _exchange(self) -> str:
-        form = {"grant_type": "client_credentials"}
-        try:
-            async with (
-                asyncio.timeout(STALL_SECONDS),
-                _session(self._basic) as session,
-                session.post(self._url, data=form, allow_redirects=False) as response,
-            ):
-                body = await _body(response, BODY_SECONDS)
-        except (aiohttp.ClientError, OSError) as error:
-            cause = Cause(Reason.NETWORK_ERROR, f"X cannot be reached: {_words(error)}")
-            raise TokenError(self._ladders.verdict(cause)) from None
-        if response.status == 200:
-            with contextlib.suppress(msgspec.DecodeError):
-                return msgspec.json.decode(body, type=_Token).access_token
-        raise TokenError(self._ladders.verdict(refusal(response.status, response.headers, body)))
-
-
-class _Token(msgspec.Struct):
-    access_token: str
-
-
-def _session(authorization: str) -> aiohttp.ClientSession:
-    """Make a session for one connection, so that nothing of the last one, not even its address, is used again."""
-
-    async def send_once(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-        # Set here because aiohttp refuses the header beside an entry in ~/.netrc.
-        request.headers["Authorization"] = authorization
-        try:
-            return await send(request)
-        except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
-            # aiohttp repeats the request after these two, and after no other.
-            raise aiohttp.ClientConnectionError(str(error)) from error
-
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
-    return aiohttp.ClientSession(timeout=timeout, trust_env=True, middlewares=(send_once,))
-
-
-async def _body(response: aiohttp.ClientResponse, seconds: float) -> bytes:
-    """Read what a refusal says, as far as it comes."""
-    body = bytearray()
-    with contextlib.suppress(aiohttp.ClientError, OSError):
-        async with asyncio.timeout(seconds):
-            while len(body) < BODY_BYTES and (chunk := await response.content.readany()):
-                body += chunk
-    return bytes(body[:BODY_BYTES])
+async def _send_once(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    try:
+        return await send(request)
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+        # aiohttp repeats the request after these two, and after no other.
+        raise aiohttp.ClientConnectionError(plain(error)) from error
 
 
 def _is_whole(line: bytes) -> bool:
@@ -425,7 +329,3 @@ def _date(headers: Mapping[str, str]) -> float | None:
         return parsedate_to_datetime(headers["date"]).timestamp()
     except (KeyError, ValueError):
         return None
-
-
-def _words(error: Exception) -> str:
-    return " ".join(str(error).split()) or "no answer in time"

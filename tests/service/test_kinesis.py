@@ -761,9 +761,11 @@ class TestStart:
 
     async def test_unreachable(self, session_at: Callable[..., AioSession]) -> None:
         """An endpoint where nothing listens is told at the first call."""
-        async with Kinesis("tweets", session=session_at(f"http://127.0.0.1:{closed_port()}")) as kinesis:
-            with pytest.raises(KinesisError, match="No connection to 127") as caught:
+        port = closed_port()
+        async with Kinesis("tweets", session=session_at(f"http://127.0.0.1:{port}")) as kinesis:
+            with pytest.raises(KinesisError, match=r"^Kinesis cannot be reached: no connection to 127") as caught:
                 await kinesis.facts()
+        assert f":{port} (Connection refused); check AWS_REGION" in str(caught.value)
         assert caught.value.kind is FailureKind.NOT_STORED
 
     async def test_credentials_refused(self, server: Server, kinesis: Kinesis) -> None:

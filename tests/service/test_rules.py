@@ -12,7 +12,8 @@ from structlog.testing import capture_logs
 
 from service.core.reconnect import Reason, Verdict
 from service.core.rules import Changes, Rule
-from service.rules import PATH, Rules, RulesError, RulesKeeper, RulesUnavailableError
+from service.http_client import UnavailableError
+from service.rules import PATH, Rules, RulesError, RulesKeeper
 from tests.virtual_loop import virtual_time
 
 TYPE = "https://api.twitter.com/2/problems/"
@@ -232,7 +233,7 @@ ELSEWHERE = {"location": "https://elsewhere.example/"}
 async def test_x_cannot_be_asked(method: str, answer: Answer, reason: Reason, healable: bool) -> None:
     """Whatever comes instead of an answer about rules is told apart as it is for the stream, in one line."""
     async with FakeX(broken=(method, answer)) as x:
-        with pytest.raises(RulesUnavailableError) as raised:
+        with pytest.raises(UnavailableError) as raised:
             await x.sync(Rule("cats"))
     verdict = raised.value.verdict
     assert (verdict.reason, verdict.healable) == (reason, healable)
@@ -246,7 +247,7 @@ async def test_a_rate_limit_says_how_long() -> None:
     headers = {"Date": "Sun, 23 Aug 2026 10:00:00 GMT", "x-rate-limit-reset": "1787479500"}
     answer = partial(web.json_response, {"title": "Too Many Requests"}, status=429, headers=headers)
     async with FakeX(broken=("GET", answer)) as x:
-        with pytest.raises(RulesUnavailableError) as raised:
+        with pytest.raises(UnavailableError) as raised:
             await x.sync(Rule("cats"))
     assert raised.value.verdict.reason is Reason.RATE_LIMITED
     assert raised.value.verdict.delay == pytest.approx(301, rel=0.11)
@@ -258,7 +259,7 @@ async def test_repeated_failures_climb_a_ladder() -> None:
         rules = Rules(x.url, Random(1))
     delays = []
     for _ in range(30):
-        with pytest.raises(RulesUnavailableError, match="X cannot be reached: Cannot connect to host") as raised:
+        with pytest.raises(UnavailableError, match="X cannot be reached: no connection to 127") as raised:
             await rules.sync(TOKEN, [], apply=True)
         delays.append(raised.value.verdict.delay)
     assert raised.value.verdict.reason is Reason.NETWORK_ERROR
@@ -328,9 +329,9 @@ class Keeping:
             assert task.cancelled()
 
 
-def unavailable(seconds: float, healable: bool = True) -> RulesUnavailableError:
+def unavailable(seconds: float, healable: bool = True) -> UnavailableError:
     """Make the trouble that X cannot be asked."""
-    return RulesUnavailableError(Verdict(seconds, Reason.SERVER_ERROR, "X answered 503", healable))
+    return UnavailableError(Verdict(seconds, Reason.SERVER_ERROR, "X answered 503", healable))
 
 
 class TestKeeper:

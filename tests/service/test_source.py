@@ -19,11 +19,11 @@ from service.config import load
 from service.core.board import Board
 from service.core.posts import PostReader
 from service.core.records import DropReason, Post
+from service.http_client import UnavailableError
 from service.metrics import Metrics, new_registry
 from service.rules import RulesError
 from service.source import Source, bearer
 from service.state import StateFile
-from service.stream import TokenError
 
 SECONDS = 10
 TOKEN = "local-token"
@@ -301,7 +301,27 @@ async def test_our_own_ghost_is_ended(tmp_path: Path) -> None:
 async def test_a_token_that_is_set_is_taken_as_it_is() -> None:
     """X is not asked: nobody listens at the address that is given."""
     environ = {"MILLRACE_STREAM": "p", "MILLRACE_BEARER_TOKEN": "a-token", "MILLRACE_X_URL": "http://127.0.0.1:1"}
-    assert await bearer(load(environ), Random(1)).get() == "a-token"
+    assert await bearer(lambda: load(environ), Random(1)).get() == "a-token"
+
+
+async def test_a_token_in_a_file_is_read_again_when_x_refuses_it(tmp_path: Path) -> None:
+    """A secret that was rotated needs no restart; while it is being written, the old one is tried on."""
+    file = tmp_path / "token"
+    file.write_text("revoked")
+    async with x_api() as x:
+        rig = Rig(x, None, BEARER_TOKEN="", BEARER_TOKEN_FILE=str(file), RULES="", SOURCE="sample")
+        token = rig.source._token
+        assert await token.get() == "revoked"
+        file.write_text("")
+        token.refused()
+        with capture_logs() as logs:
+            assert await token.get() == "revoked"
+        assert [entry["event"] for entry in logs] == ["settings_not_read"]
+        file.write_text(TOKEN)
+        token.refused()
+        async with rig.running():
+            await until(lambda: rig.health.is_ready)
+    assert rig.tokens == ["revoked", "revoked", TOKEN]
 
 
 async def test_key_and_secret_are_exchanged_at_x(tmp_path: Path) -> None:
@@ -312,8 +332,8 @@ async def test_key_and_secret_are_exchanged_at_x(tmp_path: Path) -> None:
             await until(lambda: rig.health.is_ready)
         assert rig.tokens == [TOKEN]
         wrong = Rig(x, tmp_path, BEARER_TOKEN="", API_KEY="key", API_KEY_SECRET="other")
-        with pytest.raises(TokenError, match="403"):
-            await bearer(load(wrong.environ), Random(1)).get()
+        with pytest.raises(UnavailableError, match="403"):
+            await bearer(lambda: load(wrong.environ), Random(1)).get()
 
 
 async def test_a_partition_is_part_of_the_request(tmp_path: Path) -> None:
