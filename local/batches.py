@@ -74,13 +74,10 @@ class GivenUp(NamedTuple):
 
 
 class Position(NamedTuple):
-    """Where to read on, in the words of GetShardIterator, or SHARD_END when all of the shard is done."""
+    """Where to read on, in the words of GetShardIterator."""
 
     iterator_type: str
     sequence_number: str | None = None
-
-
-SHARD_END = Position("SHARD_END")
 
 
 def lambda_record(raw: Mapping[str, Any], shard_id: str, source: Source) -> Record:

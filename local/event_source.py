@@ -8,8 +8,8 @@ local/batches.py. Here is the rest: each shard is read by a task of its own and 
 concurrent batches, so that a failing batch holds up nothing else. A stream that does not answer is waited for.
 
 Two directories stand for the S3 bucket of the stack: below DIR what Lambda would give up, in DIR/quarantine what the
-function puts aside. Positions are kept in memory, and with --state in a file as well: after a restart the records of
-unfinished batches come again, and none is left out. SIGTERM and SIGINT let the invocations in flight end.
+function puts aside. A restart begins anew, as a new mapping does: so does the table, which is in memory. SIGTERM and
+SIGINT let the invocations in flight end.
 
 Over HTTP: GET /healthz, and GET /admin/stats with the counters since the start.
 """
@@ -38,7 +38,6 @@ from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 
 from local.batches import (
-    SHARD_END,
     BatchQueue,
     GivenUp,
     Position,
@@ -91,44 +90,6 @@ class Invoker(Protocol):
         """Run the handler with the event."""
 
 
-class Positions:
-    """
-    Up to where each shard is done, in a file if there is one.
-
-    Args:
-        path: of the file, which is made; None keeps the positions in memory. ValueError: it holds something else.
-    """
-
-    def __init__(self, path: Path | None = None) -> None:
-        self._path = path
-        self._positions: dict[str, Position] = {}
-        if path is not None and path.exists():
-            try:
-                stored = json.loads(path.read_text(encoding="utf-8"))
-                self._positions = {shard_id: Position(*position) for shard_id, position in stored.items()}
-            except (AttributeError, TypeError, ValueError):
-                raise ValueError(f"{path} holds no positions; remove it to begin anew") from None
-
-    def __bool__(self) -> bool:
-        return bool(self._positions)
-
-    def __getitem__(self, shard_id: str) -> Position | None:
-        return self._positions.get(shard_id)
-
-    def __setitem__(self, shard_id: str, position: Position) -> None:
-        self._positions[shard_id] = position
-        if self._path is not None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            draft = self._path.with_suffix(".new")
-            draft.write_text(json.dumps(self._positions, indent=1), encoding="utf-8")
-            draft.replace(self._path)
-
-    @property
-    def done(self) -> set[str]:
-        """The shards that have nothing more to give."""
-        return {shard_id for shard_id, position in self._positions.items() if position == SHARD_END}
-
-
 class _Shard:
     """One shard that is being read: where the next read begins, and what is not done of the earlier ones."""
 
@@ -140,15 +101,6 @@ class _Shard:
         self.queues = [BatchQueue(settings, chance) for _ in range(settings.parallelization_factor)]
         self.changed = [asyncio.Event() for _ in self.queues]
         self.has_room = asyncio.Event()
-
-    @property
-    def done_to(self) -> Position:
-        """Where a restart would have to begin."""
-        open_records = [queue.first for queue in self.queues if queue.first is not None]
-        if not open_records:
-            return self.position
-        first = min(open_records, key=lambda record: int(record.sequence_number))
-        return Position("AT_SEQUENCE_NUMBER", first.sequence_number)
 
     def wake(self) -> None:
         for event in self.changed:
@@ -166,7 +118,6 @@ class EventSource:
         source: what the events say of it.
         settings: of the mapping.
         failures: the directory for what is given up.
-        positions: where to begin, and where to note what is done.
         log: takes one line for an operator.
         poll_seconds: pause between two reads of a shard.
         clock: seconds since 1970.
@@ -182,7 +133,6 @@ class EventSource:
         source: Source,
         settings: MappingSettings,
         failures: Path,
-        positions: Positions,
         log: Callable[[str], None],
         poll_seconds: float = POLL_SECONDS,
         clock: Callable[[], float] = time.time,
@@ -194,14 +144,14 @@ class EventSource:
         self._source = source
         self._settings = settings
         self._failures = failures
-        self._positions = positions
         self._log = log
         self._poll_seconds = poll_seconds
         self._clock = clock
         self._chance = chance
-        # A mapping that never ran begins where the template says; what comes later is read from its beginning.
-        self._start = Position("TRIM_HORIZON" if positions else settings.starting_position)
+        # It begins where the template says; shards that come later are read from their beginning.
+        self._start = Position(settings.starting_position)
         self._shards: dict[str, _Shard] = {}
+        self._done: set[str] = set()
         self._readers: list[asyncio.Task[None]] = []
         self._silent: set[str] = set()
         self._stopping = asyncio.Event()
@@ -237,16 +187,14 @@ class EventSource:
         return {
             **self._counters,
             "iterator_age_seconds": round(max(ages, default=0.0), 3),
-            "shards": {shard_id: shard.done_to for shard_id, shard in self._shards.items()},
         }
 
     async def _follow(self, group: asyncio.TaskGroup) -> None:
         """Start each shard when its time has come."""
         while True:
             listed = await self._answered("ListShards", self._list_shards)
-            for shard_id in startable(listed, self._shards.keys(), self._positions.done):
-                position = self._positions[shard_id] or self._start
-                shard = _Shard(shard_id, position, self._settings, self._chance)
+            for shard_id in startable(listed, self._shards.keys(), self._done):
+                shard = _Shard(shard_id, self._start, self._settings, self._chance)
                 self._shards[shard_id] = shard
                 self._readers.append(group.create_task(self._read(shard)))
                 group.create_task(self._send_all(shard))
@@ -275,7 +223,6 @@ class EventSource:
                 shard.position = Position("AFTER_SEQUENCE_NUMBER", record.sequence_number)
             shard.behind_seconds = answer.get("MillisBehindLatest", 0) / 1000
             if shard.iterator is None:
-                shard.position = SHARD_END
                 for queue in shard.queues:
                     queue.close()
             shard.wake()
@@ -317,8 +264,8 @@ class EventSource:
         async with asyncio.TaskGroup() as group:
             for queue, changed in zip(shard.queues, shard.changed, strict=True):
                 group.create_task(self._send(shard, queue, changed))
-        if shard.done_to == SHARD_END:
-            self._positions[shard.id] = SHARD_END
+        if all(queue.is_done for queue in shard.queues):
+            self._done.add(shard.id)
             self._shard_ended.set()
 
     async def _send(self, shard: _Shard, queue: BatchQueue, changed: asyncio.Event) -> None:
@@ -342,7 +289,6 @@ class EventSource:
                     self._log(f"{shard.id}: {len(batch.records) - done} records not done: {answer.error or 'reported'}")
             if given_up is not None:
                 self._give_up(shard, given_up)
-            self._positions[shard.id] = shard.done_to
             shard.has_room.set()
 
     def _give_up(self, shard: _Shard, given_up: GivenUp) -> None:
@@ -382,9 +328,7 @@ def _log(line: str) -> None:
     print(f"event source: {line}", file=sys.stderr, flush=True)
 
 
-async def serve(
-    arguments: argparse.Namespace, template: Template, positions: Positions, environment: Mapping[str, str]
-) -> None:
+async def serve(arguments: argparse.Namespace, template: Template, environment: Mapping[str, str]) -> None:
     """Run the mapping and its HTTP server until SIGTERM or SIGINT."""
     deployed = template.function(arguments.stack)
     quarantine = {"QUARANTINE": str(arguments.failures / "quarantine")}
@@ -413,7 +357,6 @@ async def serve(
             source=source,
             settings=template.mapping(),
             failures=arguments.failures,
-            positions=positions,
             log=_log,
         )
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -437,19 +380,17 @@ def main(argv: list[str], environment: Mapping[str, str]) -> int:
     parser.add_argument("--dynamodb", required=True, metavar="URL", help="of the local DynamoDB")
     parser.add_argument("--failures", required=True, metavar="DIR", type=Path, help="stands for the failure bucket")
     parser.add_argument("--stack", required=True, metavar="NAME", help="whose function is called")
-    parser.add_argument("--state", metavar="DIR", type=Path, help="where positions outlive a restart")
     parser.add_argument("--host", default="127.0.0.1", help="to listen on (%(default)s)")
     parser.add_argument("--port", type=int, default=0, help="to listen on (any free one)")
     arguments = parser.parse_args(argv)
     code = 0
     try:
         template = load()
-        positions = Positions(arguments.state and arguments.state / "positions.json")
     except (OSError, ValueError) as error:
         _log(str(error))
         return 2
     try:
-        asyncio.run(serve(arguments, template, positions, environment))
+        asyncio.run(serve(arguments, template, environment))
     except* OSError as group:  # the port, or a directory that cannot be written
         first: BaseException = group
         while isinstance(first, BaseExceptionGroup):

@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
-from local.batches import Position, Source
-from local.event_source import EventSource, Positions, admin, main
+from local.batches import Source
+from local.event_source import EventSource, admin, main
 from local.template import MappingSettings
 from local.worker import Answer
 from tests.local.memory_stream import Events, Stream
@@ -84,7 +84,7 @@ class House:
 
     @asynccontextmanager
     async def running(self, **changes: Any) -> AsyncIterator[EventSource]:
-        """Run from the positions in the directory until the block ends, then let it stop in good order."""
+        """Run until the block ends, then let it stop in good order."""
         self.source = source = EventSource(
             self.stream,
             self.handler,
@@ -92,7 +92,6 @@ class House:
             source=SOURCE,
             settings=MappingSettings(**{**vars(SETTINGS), **changes}),
             failures=self.directory / "failures",
-            positions=Positions(self.directory / "positions.json"),
             log=self.lines.append,
             poll_seconds=0.001,
             chance=lambda: 0.001,
@@ -181,12 +180,11 @@ class TestReshard:
         assert house.handler.done == {"shardId-0": ["a", "b", "c"], "shardId-2": ["d"], "shardId-3": ["e"]}
 
     async def test_an_empty_parent(self, house: House) -> None:
-        """A parent that never had a record does not keep its children waiting, and is not read again."""
+        """A parent that never had a record does not keep its children waiting."""
         house.stream.split("shardId-0", "shardId-2")
         house.stream.put("shardId-2", "a")
         async with house.running():
             await house.until(lambda: house.handler.done["shardId-2"] == ["a"])
-        assert Positions(house.directory / "positions.json").done == {"shardId-0"}
 
 
 class TestFailure:
@@ -231,7 +229,6 @@ class TestFailure:
         with pytest.RaisesGroup(pytest.RaisesGroup(NotADirectoryError, flatten_subgroups=True)):
             async with house.running():
                 await house.until(lambda: len(house.handler.batches) == 2)
-        assert Positions(house.directory / "positions.json")["shardId-0"] == Position("AT_SEQUENCE_NUMBER", "1")
 
 
 class TestOutage:
@@ -273,42 +270,6 @@ class TestStop:
         assert house.handler.batches == [["a"]]
         assert house.handler.done == {"shardId-0": ["a"]}
 
-    async def test_a_restart_goes_on(self, house: House) -> None:
-        """After a restart the function gets what was not done, and nothing that was."""
-        house.stream.put("shardId-0", "a", "b", "c")
-        house.handler.reported.add("b")
-        async with house.running(retry_attempts=-1):
-            await house.until(lambda: house.handler.done["shardId-0"] == ["a"])
-        house.handler.reported.clear()
-        house.stream.split("shardId-0", "shardId-2")
-        house.stream.put("shardId-2", "d")
-        async with house.running():
-            await house.until(lambda: house.handler.done["shardId-2"] == ["d"])
-        house.stream.put("shardId-2", "e")
-        async with house.running():
-            await house.until(lambda: house.handler.done["shardId-2"] == ["d", "e"])
-        assert house.handler.done["shardId-0"] == ["a", "b", "c"]
-
-    async def test_a_restart_repeats_what_was_open_beside(self, house: House) -> None:
-        """With batches at once a restart begins at the oldest that was not done: some come again, none is left out."""
-        house.handler.poison.add("a-0")
-        for number in range(3):
-            for key in "abcdef":
-                house.stream.put("shardId-0", f"{key}-{number}", key=key)
-        async with house.running(retry_attempts=-1, parallelization_factor=10):
-            await house.until(lambda: "f-2" in house.handler.done["shardId-0"])
-        house.handler.poison.clear()
-        all_of_them = {f"{key}-{number}" for key in "abcdef" for number in range(3)}
-        async with house.running():
-            await house.until(lambda: set(house.handler.done["shardId-0"]) == all_of_them)
-
-    def test_a_file_of_something_else(self, tmp_path: Path) -> None:
-        """A positions file that holds something else is named, with the way out."""
-        path = tmp_path / "positions.json"
-        path.write_text("[1]")
-        with pytest.raises(ValueError, match=r"positions\.json holds no positions; remove it"):
-            Positions(path)
-
 
 class TestProgram:
     async def test_http(self, house: House) -> None:
@@ -323,7 +284,6 @@ class TestProgram:
         assert statistics["records"] == 2
         assert statistics["invocations"] >= 1
         assert statistics["given_up"] == 0
-        assert "shardId-0" in statistics["shards"]
 
     def test_it_starts_without_a_stream_and_stops_on_sigterm(self, tmp_path: Path) -> None:
         """The program says where it listens, waits for a Kinesis that is not there, and ends well on SIGTERM."""
@@ -339,12 +299,6 @@ class TestProgram:
             finally:
                 program.kill()
 
-    def test_bad_state(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        """State that cannot be read is one line and exit code 2, before anything is started."""
-        (tmp_path / "positions.json").write_text("no JSON")
-        assert main(arguments(tmp_path), os.environ) == 2
-        assert capsys.readouterr().err.count("\n") == 1
-
     def test_port_in_use(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         """A port that is taken is one line that names it, and exit code 1."""
         with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -358,6 +312,4 @@ class TestProgram:
 def arguments(directory: Path) -> list[str]:
     """A command line, with nothing at the other end."""
     nobody = "http://127.0.0.1:1"
-    return (
-        f"--kinesis {nobody} --dynamodb {nobody} --stream posts --stack it --failures {directory} --state {directory}"
-    ).split()
+    return f"--kinesis {nobody} --dynamodb {nobody} --stream posts --stack it --failures {directory}".split()

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from local.batches import BatchQueue, GivenUp, Source, failure_record, lambda_event, lambda_record
-from local.event_source import EventSource, Positions
+from local.event_source import EventSource
 from local.template import MappingSettings, load
 from local.worker import Answer
 from processor.failures import Quarantine
@@ -116,7 +116,6 @@ class House:
         self.failures = directory / "failures"
         self.ledger: dict[str, str] = {}
         self.bad: set[bytes] = set()
-        self._positions = directory / "positions.json"
 
     def put(self, shard: str, *records: bytes | list[bytes], key: str = "lane") -> None:
         """Put records into a shard, a list as one container, and note in the ledger what a table should hold."""
@@ -131,7 +130,7 @@ class House:
 
     @asynccontextmanager
     async def running(self, **changes: Any) -> AsyncIterator[EventSource]:
-        """Run the mapping until the block ends."""
+        """Run the mapping from the beginning of the stream until the block ends."""
         source = EventSource(
             self.stream,
             self.function,
@@ -139,7 +138,6 @@ class House:
             source=SOURCE,
             settings=mapping(**changes),
             failures=self.failures,
-            positions=Positions(self._positions),
             log=lambda _: None,
             poll_seconds=0.001,
             chance=lambda: 0.001,
@@ -166,10 +164,6 @@ class House:
 
         await self.stream.events.until(is_done)
         return source.statistics()
-
-    def replay(self) -> None:
-        """Forget what is done: the next run begins at the beginning of the stream."""
-        self._positions.unlink()
 
     @property
     def messages(self) -> dict[str, str]:
@@ -275,7 +269,6 @@ async def test_resurrected_deletes(tmp_path: Path) -> None:
     await house.deliver()
     house.table.bury("2", "4", "5")
 
-    house.replay()
     house.put("shardId-1", post(5), post(6))
     await house.deliver()
 
