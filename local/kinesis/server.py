@@ -33,7 +33,7 @@ from local.kinesis.api import CONTENT_TYPE, answer
 from local.kinesis.errors import KinesisError
 from local.kinesis.faults import Fault
 from local.kinesis.log import DamagedLogError, Log
-from local.kinesis.sigv4 import AccessKey, parse_access_key
+from local.kinesis.sigv4 import AccessKey
 from local.kinesis.stream import Stream
 
 # Larger than any request that keeps the limits: 10 MiB of data in base64, and 500 keys of 256 escaped characters.
@@ -179,10 +179,7 @@ async def serve(arguments: argparse.Namespace) -> int:
         {arguments.stream: arguments.shards} if arguments.stream else {},
         host=arguments.host,
         port=arguments.port,
-        region=arguments.region,
-        access_keys=dict(arguments.access_key) if arguments.access_key else TEST_KEYS,
         state=arguments.state,
-        settle_seconds=arguments.settle,
         memory_limit=arguments.memory_limit,
     )
     async with kinesis:
@@ -196,14 +193,6 @@ async def serve(arguments: argparse.Namespace) -> int:
         reason = kinesis.broken.result().strerror
     print(f"local Kinesis: cannot write to --state {arguments.state}: {reason}; make room there", file=sys.stderr)
     return 1
-
-
-def _access_key(text: str) -> tuple[str, AccessKey]:
-    # Of other errors argparse prints the text, and with it the secret.
-    try:
-        return parse_access_key(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _number(lowest: int, highest: int) -> Callable[[str], int]:
@@ -221,22 +210,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=_number(0, 65_535), required=True, help="port to listen at; 0 takes a free one")
     parser.add_argument("--stream", help="stream to make at the start")
     parser.add_argument("--shards", type=_number(1, 10_000), default=1, help="its number of shards (1)")
-    parser.add_argument("--region", default="us-east-1", help="region that requests must be signed for (us-east-1)")
-    parser.add_argument(
-        "--access-key",
-        type=_access_key,
-        action="append",
-        metavar="ID:SECRET[:TOKEN]",
-        help="who may sign; may be repeated (test:test)",
-    )
     parser.add_argument("--state", type=Path, metavar="DIR", help="keep everything here, over restarts")
-    parser.add_argument(
-        "--settle",
-        type=float,
-        default=SETTLE_SECONDS,
-        metavar="SECONDS",
-        help=f"how long a change of a stream shows ({SETTLE_SECONDS})",
-    )
     parser.add_argument(
         "--memory-limit",
         type=_number(1, 1 << 40),

@@ -27,14 +27,6 @@ class AccessKey(NamedTuple):
     token: str | None = None
 
 
-def parse_access_key(text: str) -> tuple[str, AccessKey]:
-    """Read ID:SECRET or ID:SECRET:TOKEN; raise ValueError, which does not repeat the text."""
-    identity, *rest = text.split(":", 2)
-    if not identity or not rest or not all(rest):
-        raise ValueError("an access key is given as ID:SECRET or ID:SECRET:TOKEN")
-    return identity, AccessKey(*rest)
-
-
 def verify(
     headers: Mapping[str, str],
     body: bytes,

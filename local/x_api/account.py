@@ -1,5 +1,5 @@
 """
-The rest of X's API that a stream consumer needs: connections, usage, and the exchange of keys for a token.
+The rest of X's API that a stream consumer needs: rules, connections, usage, and the exchange of keys for a token.
 
 The Connections API shows what X believes: a ghost is active until it fades, and can be killed. X documents one
 disconnect reason, operator_disconnect; the others are the names of our endings.
@@ -21,7 +21,7 @@ from local.x_api.endpoints import ENDPOINTS
 from local.x_api.feed import Feed
 from local.x_api.gate import Gate, refused
 from local.x_api.ledger import ConnectionRecord, Ledger
-from local.x_api.rulebook import Answer, invalid_request
+from local.x_api.rulebook import Answer, RuleBook, invalid_request
 from local.x_api.settings import Settings
 
 # Posts of pay-per-use.
@@ -37,20 +37,48 @@ class Account:
         gate: checks tokens and knows the ghosts.
         ledger: knows the connections and what was delivered.
         feed: knows the open streams.
+        rules: of the app.
     """
 
-    def __init__(self, settings: Settings, gate: Gate, ledger: Ledger, feed: Feed) -> None:
-        self._settings, self._gate, self._ledger, self._feed = settings, gate, ledger, feed
+    def __init__(self, settings: Settings, gate: Gate, ledger: Ledger, feed: Feed, rules: RuleBook) -> None:
+        self._settings, self._gate, self._ledger, self._feed, self._rules = settings, gate, ledger, feed, rules
 
     def routes(self) -> list[web.RouteDef]:
         """Return the routes for an application."""
         return [
+            web.get("/2/tweets/search/stream/rules", self._get_rules),
+            web.post("/2/tweets/search/stream/rules", self._post_rules),
+            web.get("/2/tweets/search/stream/rules/counts", self._get_rule_counts),
             web.get("/2/connections", self._get_connections),
             web.delete("/2/connections", self._delete_connections),
             web.delete("/2/connections/{endpoint}", self._delete_connections),
             web.get("/2/usage/tweets", self._get_usage),
             web.post("/oauth2/token", self._post_token),
         ]
+
+    async def _get_rules(self, request: web.Request) -> web.Response:
+        entry = self._gate.enter(request, "GET rules")
+        size = request.query.get("max_results", "1000")
+        if not (size.isdecimal() and 1 <= int(size) <= 1000):
+            message = f"The `max_results` query parameter value [{size}] is not between 1 and 1000"
+            return json_response(invalid_request("max_results", size, message), entry.headers)
+        ids = [one for part in request.query.getall("ids", []) for one in part.split(",") if one]
+        return json_response(
+            self._rules.listed(ids, int(size), request.query.get("pagination_token", "")), entry.headers
+        )
+
+    async def _post_rules(self, request: web.Request) -> web.Response:
+        entry = self._gate.enter(request, "POST rules")
+        try:
+            body = await request.json() if request.can_read_body else None
+        except ValueError:
+            return json_response(invalid_request("body", "", "The body is not JSON"), entry.headers)
+        dry_run, delete_all = (_is_true(request.query.get(name)) for name in ("dry_run", "delete_all"))
+        return json_response(self._rules.change(body, dry_run=dry_run, delete_all=delete_all), entry.headers)
+
+    async def _get_rule_counts(self, request: web.Request) -> web.Response:
+        entry = self._gate.enter(request, "GET rules")
+        return json_response(self._rules.counts(), entry.headers)
 
     async def _get_connections(self, request: web.Request) -> web.Response:
         entry = self._gate.enter(request, "connections")
@@ -150,6 +178,10 @@ def json_response(answer: Answer, headers: dict[str, str]) -> web.Response:
     """Return an answer as JSON, compact as X writes it."""
     text = json.dumps(answer.body, ensure_ascii=False, separators=(",", ":"))
     return web.Response(text=text, status=answer.status, headers=headers | {"content-type": JSON_TYPE})
+
+
+def _is_true(value: str | None) -> bool:
+    return (value or "").lower() == "true"
 
 
 def _iso(moment: float) -> str:

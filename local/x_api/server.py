@@ -44,7 +44,7 @@ from local.x_api.faults import DROP, Faults
 from local.x_api.feed import Feed, Source
 from local.x_api.gate import Gate, RefusedError
 from local.x_api.ledger import ConnectionRecord, Ledger
-from local.x_api.rulebook import Answer, RuleBook, invalid_request
+from local.x_api.rulebook import Answer, RuleBook
 from local.x_api.settings import Settings, from_arguments, parser
 from local.x_api.stream import Stream
 
@@ -107,10 +107,7 @@ class XApi:
         app.add_routes(
             [
                 *(web.get(endpoint.path, self._get_stream, allow_head=False) for endpoint in ENDPOINTS),
-                web.get("/2/tweets/search/stream/rules", self._get_rules),
-                web.post("/2/tweets/search/stream/rules", self._post_rules),
-                web.get("/2/tweets/search/stream/rules/counts", self._get_rule_counts),
-                *Account(self._settings, self._gate, self.ledger, self.feed).routes(),
+                *Account(self._settings, self._gate, self.ledger, self.feed, self.rules).routes(),
                 *Admin(self.clock, self.faults, self.feed, self.ledger, self.stats).routes(),
             ]
         )
@@ -267,34 +264,6 @@ class XApi:
         lower = [(name.lower(), value) for name, value in response.headers.items()]
         response.headers.clear()
         response.headers.extend(lower)
-
-    async def _get_rules(self, request: web.Request) -> web.Response:
-        entry = self._gate.enter(request, "GET rules")
-        size = request.query.get("max_results", "1000")
-        if not (size.isdecimal() and 1 <= int(size) <= 1000):
-            message = f"The `max_results` query parameter value [{size}] is not between 1 and 1000"
-            return json_response(invalid_request("max_results", size, message), entry.headers)
-        ids = [one for part in request.query.getall("ids", []) for one in part.split(",") if one]
-        return json_response(
-            self.rules.listed(ids, int(size), request.query.get("pagination_token", "")), entry.headers
-        )
-
-    async def _post_rules(self, request: web.Request) -> web.Response:
-        entry = self._gate.enter(request, "POST rules")
-        try:
-            body = await request.json() if request.can_read_body else None
-        except ValueError:
-            return json_response(invalid_request("body", "", "The body is not JSON"), entry.headers)
-        dry_run, delete_all = (_is_true(request.query.get(name)) for name in ("dry_run", "delete_all"))
-        return json_response(self.rules.change(body, dry_run=dry_run, delete_all=delete_all), entry.headers)
-
-    async def _get_rule_counts(self, request: web.Request) -> web.Response:
-        entry = self._gate.enter(request, "GET rules")
-        return json_response(self.rules.counts(), entry.headers)
-
-
-def _is_true(value: str | None) -> bool:
-    return (value or "").lower() == "true"
 
 
 async def _never() -> web.StreamResponse:

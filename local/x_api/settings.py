@@ -105,13 +105,6 @@ def _not_negative(text: str) -> float:
     return value
 
 
-def _positive(text: str) -> float:
-    value = _not_negative(text)
-    if not value:
-        raise argparse.ArgumentTypeError("must be more than 0")
-    return value
-
-
 def parser() -> argparse.ArgumentParser:
     """Return the command line; its defaults are those of `Settings`."""
     known = Settings()
@@ -128,31 +121,11 @@ def parser() -> argparse.ArgumentParser:
     line.add_argument("--posts", type=Path, metavar="FILE", help="recorded posts, one JSON object a line")
     line.add_argument("--match", choices=["rules", "all"], default="rules", help="all: every post matches every rule")
     line.add_argument("--token", action="append", default=[], help="valid bearer token; may repeat; none: any is")
-    line.add_argument("--keys", metavar="KEY:SECRET", help="exchanged for the first token; none: any pair is")
     line.add_argument("--keep-alive", type=_not_negative, default=known.keep_alive, metavar="SECONDS")
-    line.add_argument("--no-gzip", action="store_true", help="never compress")
-    line.add_argument("--layout", type=Layout, choices=list(Layout), default=known.layout, help="where chunks end")
-    line.add_argument(
-        "--queue-limit", type=int, default=known.queue_limit, metavar="BYTES", help="then the client is too slow"
-    )
     line.add_argument("--connects", type=int, default=known.connects, help="in 15 minutes")
-    line.add_argument(
-        "--ghost", type=_not_negative, default=known.ghost_seconds, metavar="SECONDS", help="a lost slot stays taken"
-    )
-    line.add_argument("--honour-fields", action="store_true", help="show what requests ask for, and no more")
     line.add_argument("--enterprise", action="store_true", help="backfill and recovery")
-    line.add_argument("--connections", type=int, default=known.connections, help="at once, for a token and a stream")
     line.add_argument("--disorder", type=_not_negative, default=known.disorder, metavar="SECONDS", help="of posts")
     line.add_argument("--duplicates", type=_not_negative, default=known.duplicates, metavar="SHARE", help="of posts")
-    line.add_argument(
-        "--delivery-cap", type=_not_negative, metavar="POSTS", help="a second for a connection; more are unsent"
-    )
-    line.add_argument(
-        "--rule-delay", type=_not_negative, default=known.rule_delay, metavar="SECONDS", help="until rules take effect"
-    )
-    line.add_argument("--state", type=Path, metavar="FILE", help="keeps the rules, over restarts")
-    line.add_argument("--speed", type=_positive, default=known.speed, help="X's seconds in one of this machine")
-    line.add_argument("--usage-cap", type=int, metavar="POSTS", help="then streams end")
     line.add_argument("--seed", type=int, default=known.seed)
     line.add_argument("--tls-cert", type=Path, metavar="FILE", help="PEM; with --tls-key: serve HTTPS")
     line.add_argument("--tls-key", type=Path, metavar="FILE", help="PEM")
@@ -166,22 +139,10 @@ def from_arguments(arguments: argparse.Namespace) -> Settings:
         limit=arguments.limit,
         match_all=arguments.match == "all",
         tokens=tuple(arguments.token),
-        keys=arguments.keys,
         keep_alive=arguments.keep_alive,
-        gzip=not arguments.no_gzip,
-        layout=arguments.layout,
-        queue_limit=arguments.queue_limit,
         connects=arguments.connects,
-        ghost_seconds=arguments.ghost,
-        honours_fields=arguments.honour_fields,
         enterprise=arguments.enterprise,
-        connections=arguments.connections,
         disorder=arguments.disorder,
         duplicates=arguments.duplicates,
-        delivery_cap=arguments.delivery_cap,
-        rule_delay=arguments.rule_delay,
-        state=arguments.state,
-        speed=arguments.speed,
-        usage_cap=arguments.usage_cap,
         seed=arguments.seed,
     )

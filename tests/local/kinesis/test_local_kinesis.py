@@ -452,11 +452,3 @@ class TestCommandLine:
             main(list(arguments))
         assert caught.value.code == 2
         assert f"{arguments[-2]}: wants a number from" in capsys.readouterr().err
-
-    def test_a_malformed_access_key_is_not_repeated(self, capsys: pytest.CaptureFixture[str]) -> None:
-        """What may be a secret does not get into the message."""
-        with pytest.raises(SystemExit):
-            main(["--port", "0", "--access-key", "topsecret"])
-        problem = capsys.readouterr().err
-        assert "ID:SECRET" in problem
-        assert "topsecret" not in problem

@@ -7,7 +7,7 @@ from botocore.credentials import Credentials
 from multidict import CIMultiDict
 
 from local.kinesis.errors import KinesisError
-from local.kinesis.sigv4 import AccessKey, parse_access_key, verify
+from local.kinesis.sigv4 import AccessKey, verify
 
 KEYS = {"AKID": AccessKey("se/cr+et="), "ROLE": AccessKey("other", "session/token==")}
 BODY = '{"StreamName":"日本"}'.encode()
@@ -142,16 +142,3 @@ def test_a_request_without_a_date_is_refused() -> None:
     headers, now = signed()
     headers["X-Amz-Date"] = "yesterday"
     assert check(headers, now) == "IncompleteSignatureException"
-
-
-def test_access_keys_are_read_from_text() -> None:
-    """The token is optional; secrets may hold everything but a colon."""
-    assert parse_access_key("test:test") == ("test", AccessKey("test"))
-    assert parse_access_key("a:b/+=:c") == ("a", AccessKey("b/+=", "c"))
-
-
-@pytest.mark.parametrize("text", ["", "id", "id:", ":secret", "id:secret:"])
-def test_a_malformed_access_key_is_refused_without_being_repeated(text: str) -> None:
-    """What may be a secret is not shown."""
-    with pytest.raises(ValueError, match=r"^an access key is given as ID:SECRET or ID:SECRET:TOKEN$"):
-        parse_access_key(text)

@@ -11,29 +11,24 @@ def test_defaults_of_the_command_line_are_those_of_the_settings() -> None:
 def test_every_option_reaches_the_settings() -> None:
     """Each is told apart by a value of its own."""
     line = (
-        "--port 1 --rate 2 --limit 3 --match all --token a --token b --keys k:s --keep-alive 4 --no-gzip "
-        "--layout split --queue-limit 5 --connects 6 --ghost 7 --usage-cap 8 --seed 9"
+        "--port 1 --rate 2 --limit 3 --match all --token a --token b --keep-alive 4 --connects 5 --enterprise "
+        "--disorder 6 --duplicates 7 --seed 8"
     )
     assert from_arguments(parser().parse_args(line.split())) == Settings(
         rate=2,
         limit=3,
         match_all=True,
         tokens=("a", "b"),
-        keys="k:s",
         keep_alive=4,
-        gzip=False,
-        layout="split",  # type: ignore[arg-type]  # a layout is its name
-        queue_limit=5,
-        connects=6,
-        ghost_seconds=7,
-        usage_cap=8,
-        seed=9,
+        connects=5,
+        enterprise=True,
+        disorder=6,
+        duplicates=7,
+        seed=8,
     )
 
 
-@pytest.mark.parametrize(
-    "line", ["", "--port x", "--port 1 --layout wild", "--port 1 --match some", "--port 1 --rate -1"]
-)
+@pytest.mark.parametrize("line", ["", "--port x", "--port 1 --match some", "--port 1 --rate -1"])
 def test_wrong_command_line_ends_with_2(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     """As usual for a command line, with the usage."""
     with pytest.raises(SystemExit) as caught:
