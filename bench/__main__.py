@@ -16,14 +16,12 @@ import platform
 import subprocess
 import sys
 import tempfile
-import textwrap
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import plot, scenarios, tables
-from bench.feed import RunError
+from bench import document, plot, scenarios, tables
 from bench.measure import ROOT, SHARDS, Workshop
 from bench.roster import ENVIRONMENTS, PEERS, is_missing
 from bench.tables import Figures
@@ -31,9 +29,7 @@ from service import __version__
 
 SECTIONS = ("peers", "growth", "outage")
 _HOME = ROOT / ".bench"
-_DOCUMENT = ROOT / "docs" / "performance.md"
 _PICTURE = ROOT / "docs" / "performance.svg"
-_BEGIN, _END = "<!-- made by python -m bench: begin -->", "<!-- made by python -m bench: end -->"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -51,9 +47,9 @@ def main(arguments: Sequence[str]) -> int:
     text = f"{head}\n\n{_body(figures)}\n"
     print(text)
     if not options.quick and tuple(options.only) == SECTIONS:
-        _write(text)
+        document.write("python -m bench", text)
         _PICTURE.write_text(plot.draw(figures.rows, figures.axes), encoding="utf-8")
-        print(f"written: {_DOCUMENT.relative_to(ROOT)}, {_PICTURE.relative_to(ROOT)}", file=sys.stderr)
+        print(f"written: {document.PATH.relative_to(ROOT)}, {_PICTURE.relative_to(ROOT)}", file=sys.stderr)
     return 1 if _failed(figures) else 0
 
 
@@ -129,21 +125,6 @@ def _body(figures: Figures) -> str:
     if figures.outage:
         parts += ["### An outage", tables.outage(figures.outage)]
     return "\n\n".join([*parts, "### Aims", tables.aims(figures)])
-
-
-def _write(text: str) -> None:
-    document = _DOCUMENT.read_text(encoding="utf-8")
-    before, begin, rest = document.partition(_BEGIN)
-    _, end, after = rest.partition(_END)
-    if not (begin and end):
-        raise RunError(f"{_DOCUMENT.name} has lost the two lines between which the figures go")
-    made = "\n\n".join(_wrap(part) for part in text.strip().split("\n\n"))
-    _DOCUMENT.write_text(f"{before}{begin}\n\n{made}\n\n{end}{after}", encoding="utf-8")
-
-
-def _wrap(part: str) -> str:
-    is_prose = not part.startswith(("#", "|"))
-    return textwrap.fill(part, 120, break_long_words=False, break_on_hyphens=False) if is_prose else part
 
 
 def _failed(figures: Figures) -> bool:

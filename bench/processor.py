@@ -33,12 +33,10 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from bench import posts
+from bench import document, posts
 from processor.wire import Aggregate
 
 ROOT = Path(__file__).parent.parent
-DOCUMENT = ROOT / "docs" / "performance.md"
-BEGIN, END = "<!-- made by python -m bench.processor: begin -->", "<!-- made by python -m bench.processor: end -->"
 
 ANSWER_SECONDS = 0.008
 TABLE = "bench-EventData"
@@ -301,7 +299,7 @@ def main(arguments: Sequence[str]) -> int:
         f" {load:.1f}.\n\n{table_of(rows)}"
     )
     print(text)
-    write(text)
+    document.write("python -m bench.processor", text)
     row = next(iter(rows.values()))
     good = (
         row["items_per_second"] >= AIMS["items_per_second"]
@@ -309,15 +307,6 @@ def main(arguments: Sequence[str]) -> int:
         and row["start_milliseconds"] <= AIMS["start_milliseconds"]
     )
     return 0 if good else 1
-
-
-def write(text: str) -> None:
-    """Put the figures between their two lines in the document."""
-    before, begin, rest = DOCUMENT.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    assert begin
-    assert end
-    DOCUMENT.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

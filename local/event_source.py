@@ -37,6 +37,7 @@ from aiohttp import web
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 
+from local import ACCESS_KEY, ACCOUNT, REGION, SECRET_KEY
 from local.batches import (
     BatchQueue,
     GivenUp,
@@ -57,10 +58,6 @@ POLL_SECONDS = 0.25
 LIST_SECONDS = 1.0
 READ_RECORDS = 10_000  # the most that GetRecords returns
 LONGEST_SILENCE_SECONDS = 2.0  # between two questions to a stream that does not answer
-
-# What the stand-ins call the place where everything is.
-REGION = "us-east-1"
-ACCOUNT = "000000000000"
 
 # AWS_PROFILE is about an account, and may name a profile that this machine does not have.
 NO_PROFILE = {"profile": (None, None, None, None)}
@@ -345,8 +342,8 @@ async def serve(arguments: argparse.Namespace, template: Template, environment: 
         "kinesis",
         endpoint_url=arguments.kinesis,
         region_name=REGION,
-        aws_access_key_id="test",
-        aws_secret_access_key="test",  # noqa: S106 - what the local Kinesis takes
+        aws_access_key_id=ACCESS_KEY,
+        aws_secret_access_key=SECRET_KEY,
         config=AioConfig(connect_timeout=2, read_timeout=10, retries={"total_max_attempts": 1}, proxies={}),
     )
     async with client as kinesis:

@@ -20,6 +20,7 @@ import aiohttp
 from aiobotocore.session import AioSession
 from prometheus_client.parser import text_string_to_metric_families
 
+from local import ACCESS_KEY, REGION, SECRET_KEY
 from local.processes import Process, ProcessError
 from local.reconcile import (
     Reconciliation,
@@ -37,8 +38,7 @@ STACK = "millrace"
 STREAM = "millrace-EventStream"
 TABLE = f"{STACK}-EventData"
 SHARDS = 4
-# They open nothing: the stand-ins take any.
-CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY, "AWS_REGION": REGION}
 TOKEN = "local-token"  # noqa: S105 - opens nothing
 RULES = "coffee"
 SETTLE_SECONDS = 60.0
@@ -241,9 +241,9 @@ class Pipeline:
         return AioSession().create_client(
             service,
             endpoint_url=url,
-            region_name=CREDENTIALS["AWS_REGION"],
-            aws_access_key_id=CREDENTIALS["AWS_ACCESS_KEY_ID"],
-            aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
+            region_name=REGION,
+            aws_access_key_id=ACCESS_KEY,
+            aws_secret_access_key=SECRET_KEY,
         )
 
     def _process(self, name: str, *arguments: str, environment: Mapping[str, str] | None = None) -> Process:

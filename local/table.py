@@ -29,9 +29,9 @@ from moto.moto_api._internal.models import moto_api_backend
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from werkzeug.serving import make_server
 
+from local import ACCESS_KEY, REGION, SECRET_KEY
 from local.template import Template, load
 
-REGION = "us-east-1"
 POLL_SECONDS = 0.05  # how soon the server sees that it is to end
 
 
@@ -61,8 +61,8 @@ def create_table(url: str, template: Template, stack: str) -> str:
         "dynamodb",
         endpoint_url=url,
         region_name=REGION,
-        aws_access_key_id="test",
-        aws_secret_access_key="test",  # noqa: S106 - opens nothing
+        aws_access_key_id=ACCESS_KEY,
+        aws_secret_access_key=SECRET_KEY,
         config=Config(proxies={}),
     )
     definition = template.table_definition(stack)

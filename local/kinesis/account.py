@@ -13,11 +13,12 @@ from typing import NamedTuple
 
 import msgspec
 
+from local import ACCOUNT
 from local.kinesis.errors import KinesisError
 from local.kinesis.faults import Plan
 from local.kinesis.shards import Bucket, Record
 from local.kinesis.sigv4 import AccessKey
-from local.kinesis.stream import ACCOUNT, Snapshot, Stream
+from local.kinesis.stream import Snapshot, Stream
 
 # Calls a second that the service model allows; ListShards counts per stream, the others per account.
 CONTROL_RATES = {

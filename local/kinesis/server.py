@@ -27,6 +27,7 @@ from uuid import uuid4
 import orjson
 from aiohttp import web
 
+from local import ACCESS_KEY, REGION, SECRET_KEY
 from local.kinesis.account import Account, Event
 from local.kinesis.admin import Admin
 from local.kinesis.api import CONTENT_TYPE, answer
@@ -41,7 +42,7 @@ MAX_BODY_BYTES = 32 << 20
 MEMORY_LIMIT = 512 << 20
 SETTLE_SECONDS = 0.5
 STOP_SECONDS = 1.0
-TEST_KEYS = {"test": AccessKey("test")}
+TEST_KEYS = {ACCESS_KEY: AccessKey(SECRET_KEY)}
 
 
 class LocalKinesis:
@@ -60,7 +61,6 @@ class LocalKinesis:
         *,
         host: str = "127.0.0.1",
         port: int = 0,
-        region: str = "us-east-1",
         access_keys: Mapping[str, AccessKey] = TEST_KEYS,
         state: Path | None = None,
         settle_seconds: float = SETTLE_SECONDS,
@@ -68,7 +68,7 @@ class LocalKinesis:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.account = Account(
-            region=region, keys=access_keys, memory_limit=memory_limit, settle_seconds=settle_seconds
+            region=REGION, keys=access_keys, memory_limit=memory_limit, settle_seconds=settle_seconds
         )
         self.broken: asyncio.Future[OSError] | None = None
         self._streams = streams or {}

@@ -18,12 +18,12 @@ from typing import NamedTuple
 
 import msgspec
 
+from local import ACCOUNT, REGION
 from local.kinesis.errors import CODES, THROTTLED, KinesisError
 from local.kinesis.faults import Faults, Plan
 from local.kinesis.limits import Entry, check_entries, hash_key
 from local.kinesis.shards import MIB, Record, Shard, ShardFacts, ShardMap
 
-ACCOUNT = "000000000000"
 MAX_READ_BYTES = 10 * MIB
 RESCALES_PER_DAY = 10
 MODE_CHANGES_PER_DAY = 2
@@ -90,7 +90,7 @@ class Stream:
 
     @classmethod
     def create(
-        cls, name: str, shards: int, now: float, *, region: str = "us-east-1", settle_seconds: float = 0.0
+        cls, name: str, shards: int, now: float, *, region: str = REGION, settle_seconds: float = 0.0
     ) -> "Stream":
         """Return a new provisioned stream, ACTIVE at once, whose shards have ranges of equal size."""
         facts = StreamFacts(name, f"arn:aws:kinesis:{region}:{ACCOUNT}:stream/{name}", now)

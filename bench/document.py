@@ -1,0 +1,16 @@
+"""docs/performance.md, in which each benchmark has a place of its own between two lines."""
+
+from pathlib import Path
+
+PATH = Path(__file__).parent.parent / "docs" / "performance.md"
+
+
+def write(maker: str, text: str) -> None:
+    """Put the figures into the place of the command that made them; ValueError if that is not there."""
+    content = PATH.read_text(encoding="utf-8")
+    begin, end = (f"<!-- made by {maker}: {which} -->" for which in ("begin", "end"))
+    before, found, rest = content.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise ValueError(f"{PATH.name} has lost the two lines between which the figures of {maker} go")
+    PATH.write_text(f"{before}{begin}\n\n{text.strip()}\n\n{end}{after}", encoding="utf-8")
