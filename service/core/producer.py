@@ -15,8 +15,8 @@ What it promises, whatever comes:
 * Posts of one key are first stored in the order in which they were offered.
 * No request breaks a limit of Kinesis, and no shard is asked for more than its pace.
 
-**Outage.** When one request after the other gets no answer, all lanes wait together, and one record at a time asks
-whether Kinesis is back. No lane makes a record meanwhile: what waits stays a queue of posts.
+**Outage.** While nothing is answered (see `in_flight.py`) all lanes wait together. No lane makes a record meanwhile:
+what waits stays a queue of posts.
 
 **Resharding.** A record that is stored on an unexpected shard says that the map is old. Its lane stops and the caller
 is asked for the shards; all others go on. With the new map, lanes of shards that are still open stay as they are;
@@ -32,6 +32,7 @@ from typing import NamedTuple
 
 from service.core.aggregator import COMPRESSED_GROWTH, LARGEST_BYTES, TARGET_BYTES, pack, whole_units
 from service.core.backoff import Trouble, delay
+from service.core.in_flight import InFlight
 from service.core.lane import Event, Lane, State
 from service.core.limits import DEFAULT_RECORD_BYTES, PARTITION_KEY_BYTES, RECORDS_PER_REQUEST, REQUEST_BYTES
 from service.core.pace import Pace
@@ -57,9 +58,6 @@ POST_OVERHEAD_BYTES = 400
 POSTS_PART, REQUESTS_PART = 1 / 4, 1 / 8
 # What a request holds, as a multiple of its records: their data, kept to be sent again, and its body in base64.
 REQUEST_COPIES = 7 / 3
-# Requests under way: where the window starts, and the most that the connections of the shell serve.
-FIRST_WINDOW = 8
-LARGEST_WINDOW = 48
 # After an outage all lanes come back within this time, in seconds.
 RETURN_SECONDS = 0.5
 # Lanes that became due within this part of the linger go together in one request.
@@ -134,7 +132,7 @@ class Producer:
         self._lanes_per_shard = lanes_per_shard
         self._linger = linger
         self._most_bytes = memory_limit * POSTS_PART
-        self._most_sent = memory_limit * REQUESTS_PART / REQUEST_COPIES
+        self._in_flight = InFlight(memory_limit * REQUESTS_PART / REQUEST_COPIES, rng)
         self._compress = compress
         self._growth = COMPRESSED_GROWTH if compress else 1
         self.rng = rng
@@ -149,14 +147,6 @@ class Producer:
         # (due, tie-breaker, lane); an entry counts only while it says what lane.due_at says.
         self._agenda: list[tuple[float, int, Lane]] = []
         self._agenda_count = 0
-        self._requests = 0
-        self._in_flight: dict[int, list[Lane]] = {}
-        self._sent = 0  # bytes of the records in them
-        self._window = float(FIRST_WINDOW)
-        self._window_full = False
-        # Rounds in a row in which Kinesis answered nothing, and until when nothing is sent for that.
-        self._silent_rounds = 0
-        self._silent_until = -_NEVER
         self._posts = 0
         self._bytes = 0
         self._closing = False
@@ -186,7 +176,7 @@ class Producer:
             lanes_in_flight=sum(lane.state is State.IN_FLIGHT for lane in lanes),
             lanes_backing_off=sum(lane.state is State.BACKING_OFF for lane in lanes),
             requests_in_flight=len(self._in_flight),
-            window=int(self._window),
+            window=self._in_flight.window,
         )
 
     def shards(self, now: float) -> list[ShardState]:
@@ -215,12 +205,12 @@ class Producer:
 
     def next_deadline(self) -> float:
         """When to call `requests` again; infinity if something else must happen first."""
-        if len(self._in_flight) >= int(self._window) or self._sent >= self._most_sent:
+        if not self._in_flight.has_room():
             return _NEVER
         agenda = self._agenda
         while agenda and agenda[0][0] != agenda[0][2].due_at:
             heappop(agenda)
-        return max(agenda[0][0], self._silent_until) if agenda else _NEVER
+        return max(agenda[0][0], self._in_flight.silent_until) if agenda else _NEVER
 
     # What the caller tells
 
@@ -292,9 +282,10 @@ class Producer:
 
         Returns: the outcomes of this moment.
         """
-        self._note_success(now)
+        if self._in_flight.note_answer():
+            self._return(now)
         outcomes: list[Outcome] = []
-        for lane, record, result in zip(self._answered(request), request.records, results, strict=True):
+        for lane, record, result in zip(self._in_flight.end(request), request.records, results, strict=True):
             if result.sequence_number is not None:
                 outcomes += self._stored(lane, record, result.shard_id or "", result.sequence_number, now)
                 continue
@@ -311,9 +302,9 @@ class Producer:
     def on_failure(self, request: PutRequest, failure: RequestFailure, now: float) -> list[Outcome]:
         """Take the news that a whole request failed. Returns: the outcomes of this moment."""
         if failure.kind is not FailureKind.REFUSED:
-            self._note_silence(failure.kind, now)
+            self._in_flight.note_silence(failure.kind, now)
         outcomes = []
-        for lane, record in zip(self._answered(request), request.records, strict=True):
+        for lane, record in zip(self._in_flight.end(request), request.records, strict=True):
             match failure.kind:
                 case FailureKind.NOT_STORED:
                     self._retry(lane, Trouble.UNAVAILABLE, now)
@@ -352,15 +343,15 @@ class Producer:
 
     def requests(self, now: float) -> list[PutRequest]:
         """Return the requests to send now: the heads of all lanes that may send, within every limit."""
-        if now < self._silent_until:
+        in_flight = self._in_flight
+        if now < in_flight.silent_until:
             return []
-        # While Kinesis does not answer, one record at a time asks whether it is back: a full request is too dear.
-        most = RECORDS_PER_REQUEST if self._silent_until == -_NEVER else 1
+        most = in_flight.records_at_most
         requests: list[PutRequest] = []
         records: list[KinesisRecord] = []
         lanes: list[Lane] = []
         size = 0
-        while len(self._in_flight) < int(self._window) and self._sent + size < self._most_sent:
+        while in_flight.has_room(size):
             lane = self._next_due(now)
             record = self._head(lane, now) if lane else None
             if lane is None or record is None:
@@ -369,9 +360,9 @@ class Producer:
                 continue
             full = len(records) == most or size + record.size > REQUEST_BYTES
             if records and (full or record.alone or records[0].alone):
-                requests.append(self._request(records, lanes, size))
+                requests.append(in_flight.start(records, lanes, size))
                 records, lanes, size = [], [], 0
-                if len(self._in_flight) >= int(self._window):
+                if not in_flight.has_room():
                     self._look_at(lane, now)
                     break
             record.attempts += 1
@@ -382,8 +373,8 @@ class Producer:
             lanes.append(lane)
             size += record.size
         if records:
-            requests.append(self._request(records, lanes, size))
-        self._window_full = len(self._in_flight) >= int(self._window)
+            requests.append(in_flight.start(records, lanes, size))
+        in_flight.note_filled()
         return requests
 
     def _next_due(self, now: float) -> Lane | None:
@@ -409,24 +400,12 @@ class Producer:
         return lane.head
 
     def _single(self, lane: Lane) -> KinesisRecord:
-        perhaps_stored, astray = lane.doubtful > 0, lane.astray if lane.doubtful else 0
-        posts = lane.take(1)
-        return KinesisRecord(
-            posts[0].key.decode(),
-            "",
-            posts[0].line,
-            posts,
-            SealReason.SINGLE,
-            self._generation,
-            0,
-            perhaps_stored,
-            astray=astray,
-        )
+        post = lane.posts[0]
+        return self._record(lane, 1, post.key.decode(), "", post.line, SealReason.SINGLE)
 
     def _container(self, lane: Lane, now: float) -> KinesisRecord:
         """Pack the posts that wait: all, if they have lingered, otherwise as many as fill whole payload units."""
-        perhaps_stored, astray = lane.doubtful > 0, lane.astray if lane.doubtful else 0
-        lingered = self._closing or perhaps_stored or self._lingers_until(lane) <= now
+        lingered = self._closing or lane.doubtful or self._lingers_until(lane) <= now
         limit = LARGEST_BYTES * self._growth if lingered else whole_units(lane.size, self._growth)
         limit = min(limit, self._record_limit - NAME_BYTES)
         count, data = pack(lane.posts, limit, lane.doubtful or None, compressed=self._compress)
@@ -434,26 +413,24 @@ class Producer:
             reason = SealReason.SIZE
         else:
             reason = SealReason.DRAIN if self._closing else SealReason.LINGER
+        return self._record(lane, count, lane.slice.name, str(lane.slice.first), data, reason)
+
+    def _record(
+        self, lane: Lane, count: int, partition_key: str, explicit_hash_key: str, data: bytes, reason: SealReason
+    ) -> KinesisRecord:
+        """Take the first posts of a lane as the record that holds them."""
+        perhaps_stored, astray = lane.doubtful > 0, lane.astray if lane.doubtful else 0
+        posts = lane.take(count)
         return KinesisRecord(
-            partition_key=lane.slice.name,
-            explicit_hash_key=str(lane.slice.first),
-            data=data,
-            posts=lane.take(count),
-            sealed=reason,
+            partition_key,
+            explicit_hash_key,
+            data,
+            posts,
+            reason,
             generation=self._generation,
             perhaps_stored=perhaps_stored,
             astray=astray,
         )
-
-    def _request(self, records: list[KinesisRecord], lanes: list[Lane], size: int) -> PutRequest:
-        self._requests += 1
-        self._in_flight[self._requests] = lanes
-        self._sent += size
-        return PutRequest(self._requests, records, size)
-
-    def _answered(self, request: PutRequest) -> list[Lane]:
-        self._sent -= request.size
-        return self._in_flight.pop(request.number)
 
     # When a lane is to be looked at
 
@@ -543,27 +520,12 @@ class Producer:
         self._bytes -= sum([len(post.line) for post in posts]) + len(posts) * POST_OVERHEAD_BYTES
         return Outcome(posts, reason, record.attempts, record.perhaps_stored, message)
 
-    def _note_success(self, now: float) -> None:
-        if self._window_full:
-            self._window = min(LARGEST_WINDOW, self._window + 1 / int(self._window))
-        if self._silent_rounds:
-            # Kinesis is back. Who still waits for it, for seconds perhaps, need not.
-            self._silent_rounds, self._silent_until = 0, -_NEVER
-            for lane in self._lanes:
-                if lane.state is State.BACKING_OFF and lane.ready_at > now + RETURN_SECONDS:
-                    lane.ready_at = now + self.rng.uniform(0, RETURN_SECONDS)
-                    self._look_at(lane, lane.ready_at)
-
-    def _note_silence(self, kind: FailureKind, now: float) -> None:
-        """A request got no answer: send less; if nothing at all is answered, wait before the next try."""
-        self._window = max(1.0, self._window / 2)
-        if now < self._silent_until:
-            return
-        # The first failure alone may be one broken connection among many that work.
-        if self._silent_rounds:
-            trouble = Trouble.DENIED if kind is FailureKind.DENIED else Trouble.UNAVAILABLE
-            self._silent_until = now + delay(trouble, self._silent_rounds, self.rng)
-        self._silent_rounds += 1
+    def _return(self, now: float) -> None:
+        """Kinesis is back. Who still waits for it, for seconds perhaps, need not."""
+        for lane in self._lanes:
+            if lane.state is State.BACKING_OFF and lane.ready_at > now + RETURN_SECONDS:
+                lane.ready_at = now + self.rng.uniform(0, RETURN_SECONDS)
+                self._look_at(lane, lane.ready_at)
 
     # Resharding
 

@@ -26,7 +26,7 @@ from service.core.limits import (
     REQUEST_BYTES,
 )
 from service.core.pace import DECREASE
-from service.core.producer import LARGEST_WINDOW, POST_OVERHEAD_BYTES, Producer, ShardState, Statistics
+from service.core.producer import POST_OVERHEAD_BYTES, Producer, ShardState, Statistics
 from service.core.records import (
     DropReason,
     FailureKind,
@@ -608,17 +608,6 @@ class TestTrouble:
         assert deadline == pytest.approx(500_000 / MIB / 0.7, rel=0.05)
         assert [throttled] == [post.key for post in rig.only_record(deadline).posts]
 
-    def test_failures_halve_the_window_down_to_one(self) -> None:
-        """A Kinesis that does not answer is asked by one request at a time."""
-        rig = Rig(linger=0.0)
-        rig.producer.offer([rig.post()], 0.0)
-        seen, now = [rig.producer.statistics().window], 0.0
-        for _ in range(5):
-            now = rig.producer.next_deadline()
-            rig.producer.on_failure(rig.only_request(now), UNKNOWN, now)
-            seen.append(rig.producer.statistics().window)
-        assert seen == [8, 4, 2, 1, 1, 1]
-
     def test_a_kinesis_that_answers_nothing_is_asked_by_one_record_at_a_time(self) -> None:
         """In an outage of a minute there are few tries, each with one record, and no lane makes a record in advance."""
         rig = Rig(count=64, linger=0.0)
@@ -663,30 +652,6 @@ class TestTrouble:
         other = rig.post(key(1, 2))
         rig.producer.offer([other], 0.0)
         assert rig.only_record(0.0).posts == [other]
-
-    def test_a_full_window_grows_with_its_successes(self) -> None:
-        """It grows by about one for a window of answers, to the most that the connections serve."""
-        rig = Rig(count=64, linger=0.0)
-        keys = [key(lane, 64) for lane in range(64)]
-        seen = []
-        under_way: list[PutRequest] = []
-        for number in range(1500):
-            now = number / 100
-            rig.producer.offer([rig.post(keys[number % 64])], now)
-            under_way += rig.producer.requests(now)
-            seen.append(rig.producer.statistics().window)
-            if len(under_way) >= seen[-1]:
-                rig.answer(under_way.pop(0), now)
-        assert seen == sorted(seen)
-        assert (seen[0], seen[-1]) == (8, LARGEST_WINDOW)
-
-    def test_a_window_that_is_not_used_does_not_grow(self) -> None:
-        """Successes of a calm stream say nothing about what Kinesis could take."""
-        rig = Rig(linger=0.0)
-        for second in range(1, 50):
-            rig.producer.offer([rig.post()], second)
-            rig.answer(rig.only_request(second), second)
-        assert rig.producer.statistics().window == 8
 
     def test_a_full_window_has_no_deadline(self) -> None:
         """Only an answer can change anything, so the caller's timer must not spin."""
