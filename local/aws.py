@@ -11,10 +11,11 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from local.pipeline import CREDENTIALS, SHARDS, STACK, STREAM, TABLE
+from local.pipeline import CREDENTIALS, STREAM, TABLE, TABLE_COMMAND, kinesis_command, mapping_command
 from local.processes import Process, ProcessError
 
 CHECK_SECONDS = 1.0
@@ -26,22 +27,15 @@ async def serve(options: argparse.Namespace) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     options.directory.mkdir(parents=True, exist_ok=True)
-    listen = ["--host", options.host, "--port"]
 
-    def process(name: str, *arguments: str) -> Process:
-        return Process(name, list(arguments), {**os.environ, **CREDENTIALS}, options.directory)
+    def process(name: str, command: Sequence[str], *more: str) -> Process:
+        arguments = [*command, "--host", options.host, *more]
+        return Process(name, arguments, {**os.environ, **CREDENTIALS}, options.directory)
 
-    kinesis = process(
-        *("kinesis", "local.kinesis.server", *listen, str(options.kinesis_port), "--stream", STREAM),
-        *("--shards", str(SHARDS), "--state", str(options.directory / "kinesis")),
-    )
-    table = process("table", "local.table", *listen, str(options.dynamodb_port), "--stack", STACK)
-    mapping = process(
-        *("mapping", "local.event_source", *listen, str(options.port), "--stack", STACK),
-        *("--kinesis", f"http://127.0.0.1:{options.kinesis_port}", "--stream", STREAM),
-        *("--dynamodb", f"http://127.0.0.1:{options.dynamodb_port}"),
-        *("--failures", str(options.directory / "failures")),
-    )
+    kinesis = process("kinesis", kinesis_command(options.directory, options.kinesis_port))
+    table = process("table", TABLE_COMMAND, "--port", str(options.dynamodb_port))
+    urls = (f"http://127.0.0.1:{port}" for port in (options.kinesis_port, options.dynamodb_port))
+    mapping = process("mapping", mapping_command(options.directory, *urls), "--port", str(options.port))
     async with AsyncExitStack() as stack:
         for one in (kinesis, table, mapping):
             stack.push_async_callback(one.stop)

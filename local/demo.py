@@ -126,7 +126,7 @@ class View:
         """Draw it."""
         table = Table(box=None, expand=True, pad_edge=False)
         for name, justify in (("", "left"), ("in all", "right"), ("a second", "right"), ("", "left")):
-            table.add_column(name, justify=justify)  # type: ignore[arg-type]
+            table.add_column(name, justify=justify)  # type: ignore[arg-type]  # one of the two words
         state = "[green]connected[/]" if self.totals.get("connected") else "[yellow]reconnecting[/]"
         rows = (
             ("X", "posts sent", "sent", f"for {self._total('rules')} rules"),

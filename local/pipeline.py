@@ -42,6 +42,21 @@ CREDENTIALS = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_
 TOKEN = "local-token"  # noqa: S105 - opens nothing
 RULES = "coffee"
 SETTLE_SECONDS = 60.0
+TABLE_COMMAND = ("local.table", "--stack", STACK)
+
+
+def kinesis_command(directory: Path, port: int = 0) -> list[str]:
+    """Return the words behind `python -m` of the Kinesis that keeps its state in a directory."""
+    arguments = ["local.kinesis.server", "--port", str(port), "--stream", STREAM, "--shards", str(SHARDS)]
+    return [*arguments, "--state", str(directory / "kinesis")]
+
+
+def mapping_command(directory: Path, kinesis: str, dynamodb: str) -> list[str]:
+    """Return those of the mapping between two URLs, with its failures in a directory."""
+    return [
+        *("local.event_source", "--kinesis", kinesis, "--stream", STREAM, "--dynamodb", dynamodb),
+        *("--failures", str(directory / "failures"), "--stack", STACK),
+    ]
 
 
 class Pipeline:
@@ -91,7 +106,7 @@ class Pipeline:
         """Start everything; raises ProcessError."""
         async with AsyncExitStack() as stack:
             self._http = await stack.enter_async_context(aiohttp.ClientSession())
-            self.kinesis = self._process("kinesis", *self._kinesis_arguments(0))
+            self.kinesis = self._process("kinesis", *kinesis_command(self.directory))
             x_arguments = ["--port", "0", "--rate", f"{self._rate:g}", "--keep-alive", "1"]
             x_arguments += ["--connects", str(self._connects)]
             x_arguments += self._x_options
@@ -103,13 +118,15 @@ class Pipeline:
             self.x = self._process("x", "local.x_api.server", *x_arguments)
             first = [self.kinesis, self.x]
             if self._with_table:
-                self.table = self._process("table", "local.table", "--stack", STACK)
+                self.table = self._process("table", *TABLE_COMMAND)
                 first.append(self.table)
             for process in first:
                 stack.push_async_callback(process.stop)
             await asyncio.gather(*(process.start() for process in first))
             if self._with_table:
-                self.mapping = self._process("mapping", *self._mapping_arguments())
+                self.mapping = self._process(
+                    "mapping", *mapping_command(self.directory, self.kinesis.url, self.table.url)
+                )
                 stack.push_async_callback(self.mapping.stop)
                 await self.mapping.start()
             self.daemon = self._process("daemon", "service", environment=self.daemon_environment())
@@ -161,7 +178,7 @@ class Pipeline:
         port = int(self.kinesis.url.rpartition(":")[2])
         await self.kinesis.kill()
         await asyncio.sleep(after)
-        again = self._process("kinesis", *self._kinesis_arguments(port))
+        again = self._process("kinesis", *kinesis_command(self.directory, port))
         self._stack.push_async_callback(again.stop)
         await again.start()
         self.kinesis = again
@@ -248,17 +265,6 @@ class Pipeline:
 
     def _process(self, name: str, *arguments: str, environment: Mapping[str, str] | None = None) -> Process:
         return Process(name, list(arguments), environment or self._base, self.directory)
-
-    def _kinesis_arguments(self, port: int) -> list[str]:
-        state = str(self.directory / "kinesis")
-        arguments = ["local.kinesis.server", "--port", str(port), "--stream", STREAM, "--shards", str(SHARDS)]
-        return [*arguments, "--state", state]
-
-    def _mapping_arguments(self) -> list[str]:
-        return [
-            *("local.event_source", "--kinesis", self.kinesis.url, "--stream", STREAM),
-            *("--dynamodb", self.table.url, "--failures", str(self.failures), "--stack", STACK),
-        ]
 
     def daemon_environment(self) -> dict[str, str]:
         """All of the daemon's environment."""

@@ -102,9 +102,9 @@ class Keyed(Protocol):
     """What goes into a container: `key` is the partition key in UTF-8, `line` the data."""
 
     @property
-    def key(self) -> bytes: ...  # noqa: D102
+    def key(self) -> bytes: ...  # noqa: D102 - the class says it
     @property
-    def line(self) -> bytes: ...  # noqa: D102
+    def line(self) -> bytes: ...  # noqa: D102 - the class says it
 
 
 class _Keyed(NamedTuple):

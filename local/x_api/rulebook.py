@@ -40,7 +40,7 @@ class RuleBook:
         take_id: gives the ids of new rules.
         cap: how many rules the app may have.
         length: how many characters a rule may have.
-        now: the present moment, in seconds.
+        now: the present moment, in seconds since 1970.
         delay: seconds until a change is in force.
         state: a file that keeps the rules; what is in it is in force at once.
 
@@ -114,7 +114,7 @@ class RuleBook:
         rules = [rule for rule in self._rules.values() if not ids or rule.id in ids]
         start = int(token) if token.isdigit() else 0
         page = rules[start : start + max_results]
-        meta: dict[str, Any] = {"sent": _now(), "result_count": len(page)}
+        meta: dict[str, Any] = {"sent": self._sent(), "result_count": len(page)}
         if start + max_results < len(rules):
             meta["next_token"] = str(start + max_results)
         return Answer(200, ({"data": [rule.as_object() for rule in page]} if page else {}) | {"meta": meta})
@@ -128,7 +128,7 @@ class RuleBook:
             "project_rules_count": str(len(self)),
             "all_project_client_apps": [here],
         }
-        return Answer(200, {"data": caps | totals, "meta": {"sent": _now()}})
+        return Answer(200, {"data": caps | totals, "meta": {"sent": self._sent()}})
 
     def _add(self, wanted: list[dict[str, Any]], dry_run: bool) -> Answer:
         rules = dict(self._rules)
@@ -159,7 +159,7 @@ class RuleBook:
         if added and not dry_run:
             self._become(rules)
         counts = {"created": len(added), "not_created": len(errors), "valid": len(added), "invalid": len(errors)}
-        return _answer(201 if added else 200, added, counts, errors)
+        return self._answer(201 if added else 200, added, counts, errors)
 
     def _delete(self, ids: list[str], values: Iterable[str], dry_run: bool) -> Answer:
         by_value = {rule.value: rule.id for rule in self._rules.values()}
@@ -169,7 +169,17 @@ class RuleBook:
         errors = [problem for rule_id in wanted if rule_id not in found]
         if found and not dry_run:
             self._become({rule_id: rule for rule_id, rule in self._rules.items() if rule_id not in found})
-        return _answer(200, [], {"deleted": len(found), "not_deleted": len(errors)}, errors)
+        return self._answer(200, [], {"deleted": len(found), "not_deleted": len(errors)}, errors)
+
+    def _answer(
+        self, status: int, data: list[dict[str, str]], summary: dict[str, int], errors: list[dict[str, Any]]
+    ) -> Answer:
+        body: dict[str, Any] = {"data": data} if data else {}
+        body["meta"] = {"sent": self._sent(), "summary": summary}
+        return Answer(status, body | ({"errors": errors} if errors else {}))
+
+    def _sent(self) -> str:
+        return datetime.fromtimestamp(self._now(), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
     def _become(self, rules: dict[str, Rule]) -> None:
         self._rules = rules
@@ -203,13 +213,3 @@ def invalid_request(parameter: str, value: str, message: str) -> Answer:
         "type": f"{PROBLEMS}invalid-request",
     }
     return Answer(400, body)
-
-
-def _answer(status: int, data: list[dict[str, str]], summary: dict[str, int], errors: list[dict[str, Any]]) -> Answer:
-    body: dict[str, Any] = {"data": data} if data else {}
-    body["meta"] = {"sent": _now(), "summary": summary}
-    return Answer(status, body | ({"errors": errors} if errors else {}))
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

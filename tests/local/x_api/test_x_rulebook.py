@@ -169,3 +169,9 @@ def test_a_file_that_holds_no_rules_is_refused(tmp_path: Path) -> None:
     state.write_text("nonsense")
     with pytest.raises(ValueError, match=str(state)):
         RuleBook(lambda: "1", state=state)
+
+
+def test_answers_are_of_the_stand_ins_time() -> None:
+    """Who puts its clock forward sees that in the answers too."""
+    book = RuleBook(lambda: "1", now=lambda: 1_000_000_000.5)
+    assert book.counts().body["meta"]["sent"] == "2001-09-09T01:46:40.500Z"
