@@ -1,8 +1,11 @@
 """docs/performance.md, in which each benchmark has a place of its own between two lines."""
 
+import textwrap
 from pathlib import Path
 
 PATH = Path(__file__).parent.parent / "docs" / "performance.md"
+# tests/docs/test_width.py
+WIDTH = 120
 
 
 def write(maker: str, text: str) -> None:
@@ -13,4 +16,12 @@ def write(maker: str, text: str) -> None:
     _, closed, after = rest.partition(end)
     if not (found and closed):
         raise ValueError(f"{PATH.name} has lost the two lines between which the figures of {maker} go")
-    PATH.write_text(f"{before}{begin}\n\n{text.strip()}\n\n{end}{after}", encoding="utf-8")
+    parts = "\n\n".join(map(_wrap, text.strip().split("\n\n")))
+    PATH.write_text(f"{before}{begin}\n\n{parts}\n\n{end}{after}", encoding="utf-8")
+
+
+def _wrap(part: str) -> str:
+    """Keep prose within the width of the documents; a table and a heading stay as they are."""
+    if part.startswith(("#", "|")):
+        return part
+    return textwrap.fill(part, WIDTH, break_long_words=False, break_on_hyphens=False)
