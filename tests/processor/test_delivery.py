@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from local.batches import BatchQueue, GivenUp, Source, failure_record, lambda_event, lambda_record
-from local.event_source import EventSource
+from local.mapping import EventSource
 from local.template import MappingSettings, load
 from local.worker import Answer
 from processor.failures import Quarantine
