@@ -1,7 +1,8 @@
 """
 The settings of the X stand-in and its command line.
 
-Only what tests, the demo and the benchmark differ in is on the command line; the rest is for tests, in process.
+Only what the demo, the benchmark and the soak test differ in is on the command line, and the speed, for somebody who
+watches; the rest is for tests, in process.
 """
 
 import argparse
@@ -105,6 +106,13 @@ def _not_negative(text: str) -> float:
     return value
 
 
+def _positive(text: str) -> float:
+    value = _not_negative(text)
+    if not value:
+        raise argparse.ArgumentTypeError("must be more than 0")
+    return value
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the command line; its defaults are those of `Settings`."""
     known = Settings()
@@ -126,6 +134,7 @@ def parser() -> argparse.ArgumentParser:
     line.add_argument("--enterprise", action="store_true", help="backfill and recovery")
     line.add_argument("--disorder", type=_not_negative, default=known.disorder, metavar="SECONDS", help="of posts")
     line.add_argument("--duplicates", type=_not_negative, default=known.duplicates, metavar="SHARE", help="of posts")
+    line.add_argument("--speed", type=_positive, default=known.speed, help="X's seconds in one of this machine")
     line.add_argument("--seed", type=int, default=known.seed)
     line.add_argument("--tls-cert", type=Path, metavar="FILE", help="PEM; with --tls-key: serve HTTPS")
     line.add_argument("--tls-key", type=Path, metavar="FILE", help="PEM")
@@ -144,5 +153,6 @@ def from_arguments(arguments: argparse.Namespace) -> Settings:
         enterprise=arguments.enterprise,
         disorder=arguments.disorder,
         duplicates=arguments.duplicates,
+        speed=arguments.speed,
         seed=arguments.seed,
     )
