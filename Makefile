@@ -3,9 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Python starts a hundred times in the tests; without its cache each start would compile all the libraries again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo bench test deploy undeploy named quickstart audit format dashboards lock clean
+.PHONY: help setup setup-dev demo bench test test-long test-page deploy undeploy named quickstart audit format dashboards lock clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -35,12 +37,21 @@ demo: setup ## the whole pipeline on this machine, then a reconciliation
 bench: setup ## the producer beside its peers, for some ten minutes; writes docs/performance.md
 	@$(BIN)/python -m bench $(if $(POSTS),--posts $(POSTS))
 
-test: setup-dev ## lint, types and all tests
+test: setup-dev ## lint, types and tests, in three minutes
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n auto -m "not integration"
-	$(BIN)/pytest -m "integration and not container and not browser"
+	$(BIN)/pytest -n auto -m "not integration and not long"
+	$(BIN)/pytest $(SIDE_BY_SIDE) -m "integration and not long and not container and not browser"
+
+# These tests wait more than they compute.
+SIDE_BY_SIDE := -n 4 --dist worksteal
+
+test-long: setup-dev ## the long proofs: fifty kills, a minute of faults, an outage, resharding, X's own client
+	$(BIN)/pytest $(SIDE_BY_SIDE) -m long
+
+test-page: setup-dev ## the live page in a Chromium
+	$(BIN)/pytest -n auto -m browser
 
 # PARAMETERS="ShardCount=2 AlarmEmail=me@example.org": those of deploy/template.yaml; what is not given stays as it is.
 deploy: setup named ## make the stack STACK, or change it, and say what comes next

@@ -1,4 +1,4 @@
-"""A certificate for the stub, made anew for each run: self-signed, for 127.0.0.1 and localhost, valid for a day."""
+"""A certificate for a server of this machine, made anew for each run: self-signed, valid for a day."""
 
 import ipaddress
 import sys
@@ -11,11 +11,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 
-def make_certificate(directory: Path) -> tuple[Path, Path]:
-    """Write a certificate and its key into a directory and return their paths."""
+def make_certificate(directory: Path, host: str = "localhost") -> tuple[Path, Path]:
+    """Write a certificate for a host and 127.0.0.1 and its key into a directory and return their paths."""
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
+    names = [x509.DNSName(host), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
     now = datetime.now(UTC)
     certificate = (
         x509.CertificateBuilder()

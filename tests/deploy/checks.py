@@ -9,6 +9,7 @@ import ast
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -417,6 +418,7 @@ def lambda_sources() -> list[str]:
     return list(sources.values())
 
 
+@cache
 def calls(source: str) -> set[str]:
     """Return the operations of AWS that a program names, as `service:Operation`; methods and names of operations."""
     tree = ast.parse(source)

@@ -79,7 +79,7 @@ class TestParameterFaults:
         """Whichever two parameters of one type change places, it is noticed."""
         types = {name: DOCUMENT["Parameters"][name]["Type"] for name in CHANGES}
         pairs = [(one, other) for one, other in combinations(CHANGES, 2) if types[one] == types[other]]
-        assert [pair for pair in pairs if not parameter_faults(swapped(*pair), pair)] == []
+        assert [pair for pair in pairs if not parameter_faults(swapped(*pair), pair[:1])] == []
 
     @pytest.mark.parametrize("name", CHANGES)
     def test_parameter_that_reaches_nothing_is_reported(self, name: str) -> None:

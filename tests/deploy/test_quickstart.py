@@ -43,6 +43,7 @@ def test_it_needs_nothing_that_is_elsewhere() -> None:
     assert not ARTIFACT.keys() & QUICK["Parameters"].keys()
 
 
+@pytest.mark.long
 def test_cfn_lint_has_nothing_to_say(tmp_path: Path) -> None:
     """The linter finds nothing in any region."""
     path = tmp_path / "quickstart.yaml"

@@ -28,6 +28,7 @@ RESOURCES = DOCUMENT["Resources"]
 Received = list[tuple[dict[str, str], dict[str, str]]]
 
 
+@pytest.mark.long
 def test_cfn_lint_has_nothing_to_say() -> None:
     """The linter finds nothing in any region, informational rules included."""
     assert lint_file(TEMPLATE, config=ManualArgs(include_checks=["I"], regions=["ALL_REGIONS"])) == []

@@ -14,7 +14,6 @@ from service.state import FILE_NAME as STATE
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 
-KILLS = 50
 # What was read longer ago than this must not be lost.
 PROMISE_SECONDS = 0.1
 
@@ -25,13 +24,14 @@ def forget_connects(directory: Path) -> None:
     path.unlink()
 
 
-async def test_nothing_is_lost_by_kill_9(tmp_path: Path) -> None:
-    """What was read more than 100 ms before any of 50 kills is in Kinesis; no key is out of order; repeats are told."""
+@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.long)])
+async def test_nothing_is_lost_by_kill_9(tmp_path: Path, kills: int) -> None:
+    """What was read more than 100 ms before any of the kills is in Kinesis; no key is out of order."""
     rng = Random(9)
     read: dict[int, int] = {}
     settings = {"MILLRACE_MEMORY_LIMIT": "1MiB"}  # so that posts wait on disk only, too
     async with Pipeline(tmp_path, rate=1500, settings=settings, connects=1000, table=False) as running:
-        for kill in range(1, KILLS + 1):
+        for kill in range(1, kills + 1):
             # Now and then posts pile up before the kill, and what was left is being sent again when the next one comes.
             if rng.random() < 0.5:
                 await running.fault_at_kinesis("throttle_shard", shard=rng.randrange(4), seconds=rng.uniform(0.2, 1.0))
@@ -64,5 +64,5 @@ async def test_nothing_is_lost_by_kill_9(tmp_path: Path) -> None:
     assert not result.out_of_order
     assert not result.changed
     assert not result.unexpected
-    assert sum(read.values()) > 10_000
-    assert recovered + sum(entry["posts"] for entry in log if entry["event"] == "posts_recovered") > 1000
+    assert sum(read.values()) > 200 * kills
+    assert recovered + sum(entry["posts"] for entry in log if entry["event"] == "posts_recovered") > 20 * kills

@@ -13,7 +13,7 @@ from local.pipeline import STACK, Pipeline
 from local.template import load
 from tests.docs.documents import DOCUMENTS, commands, words
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.integration, pytest.mark.long, pytest.mark.timeout(180)]
 
 # `python -m service` alone is the daemon of the pipeline; --help and --version are asked elsewhere; what is not ASCII
 # stands for something of the reader's.

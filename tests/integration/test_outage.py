@@ -11,7 +11,7 @@ from local.pipeline import Pipeline
 from service.core.limits import MIB
 from service.core.producer import POSTS_PART
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.integration, pytest.mark.long, pytest.mark.timeout(150)]
 
 # 0.65 MB a second, a quarter of that for each shard. A lane tries again 5 s after the end of the outage at the latest;
 # the 15 s of posts that it has by then it delivers in 3, at 1 MiB a second: 8 s, and the outage must be longer.

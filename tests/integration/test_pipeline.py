@@ -252,6 +252,7 @@ async def test_faults_of_the_set_up_are_one_line_before_anything_is_read(tmp_pat
         assert (await running.x_stats())["connections"] == connections
 
 
+@pytest.mark.long
 async def test_the_demo_ends_well() -> None:
     """A short demo ends with exit code 0 and says what became of the posts."""
     output = io.StringIO()

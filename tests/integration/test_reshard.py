@@ -17,7 +17,7 @@ from processor.wire import decode
 from service.core.limits import HASH_KEYS
 from service.core.shard_map import hash_key
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(100)]
+pytestmark = [pytest.mark.integration, pytest.mark.long, pytest.mark.timeout(100)]
 
 RATE = 1000
 # The first split, and the two shards (one of them a merged one) that are wider than an eighth before there are eight.

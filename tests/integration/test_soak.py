@@ -13,7 +13,7 @@ from local.x_api.answers import DISCONNECT_TYPES
 from local.x_api.layout import Layout
 from service.core.limits import KIB, MIB
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.integration, pytest.mark.long, pytest.mark.timeout(240)]
 
 SEED = 2026
 SECONDS = 60

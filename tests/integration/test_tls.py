@@ -2,17 +2,12 @@
 
 import os
 import ssl
-from datetime import UTC, datetime, timedelta
-from ipaddress import IPv4Address
 from pathlib import Path
 
 import aiohttp
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
+from bench.tls import make_certificate
 from local.kinesis.server import LocalKinesis
 from local.posts import Generated
 from local.processes import Process
@@ -25,30 +20,6 @@ from processor.wire import decode
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(90)]
 
 ENDINGS = (Ending.CUT, Ending.FIN_MID_LINE, Ending.RESET, Ending.LAST_CHUNK)
-
-
-def certificate(directory: Path) -> tuple[Path, Path]:
-    """Make a certificate for this machine, signed by itself, and its key; return their files."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = datetime.now(UTC)
-    signed = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    cert_file, key_file = directory / "cert.pem", directory / "key.pem"
-    cert_file.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
-    key_file.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return cert_file, key_file
 
 
 def environment(x: XApi, kinesis: LocalKinesis, directory: Path, trusted: Path) -> dict[str, str]:
@@ -87,7 +58,7 @@ async def written(x: XApi, posts: int) -> None:
 
 async def test_no_end_of_a_tls_connection_loses_a_line(tmp_path: Path) -> None:
     """Closed without a goodbye, in the middle of a line, by a reset or in good order: what was written arrived."""
-    files = certificate(tmp_path)
+    files = make_certificate(tmp_path)
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(*files)
     settings = Settings(rate=1000, enterprise=True)

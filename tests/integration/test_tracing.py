@@ -4,9 +4,9 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from aiohttp import web
 
 from local.pipeline import STREAM, Pipeline
+from tests.trace_collector import collector
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(60)]
 
@@ -32,22 +32,8 @@ async def carry(directory: Path, **settings: str) -> list[str]:
 
 async def test_a_collector_gets_the_requests(tmp_path: Path) -> None:
     """OpenTelemetry's own variable switches traces on; at the end of the daemon the last of them are sent."""
-    bodies: list[bytes] = []
-
-    async def collect(request: web.Request) -> web.Response:
-        bodies.append(await request.read())
-        return web.Response(content_type="application/x-protobuf")
-
-    application = web.Application()
-    application.router.add_post("/v1/traces", collect)
-    runner = web.AppRunner(application)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    async with collector() as (url, bodies):
         said = await carry(tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=url, OTEL_SERVICE_NAME="mill-7")
-    finally:
-        await runner.cleanup()
     body = b"".join(bodies)
     assert f"send {STREAM}".encode() in body
     assert f"carry {STREAM}".encode() in body

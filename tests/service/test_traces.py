@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from aiohttp import web
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -23,6 +22,7 @@ from service.core.records import (
     StreamFacts,
 )
 from service.traces import Traces
+from tests.trace_collector import collector
 
 ROOT = Path(__file__).parents[2]
 WALL = 1_700_000_000.0
@@ -123,25 +123,14 @@ async def test_the_rest_is_passed_on() -> None:
 
 async def test_spans_reach_a_collector() -> None:
     """OpenTelemetry's own variable says where it is; what is left at the end is sent."""
-    bodies: list[bytes] = []
-
-    async def collect(request: web.Request) -> web.Response:
-        bodies.append(await request.read())
-        return web.Response(content_type="application/x-protobuf")
-
-    application = web.Application()
-    application.router.add_post("/v1/traces", collect)
-    runner = web.AppRunner(application)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    try:
-        traces = Traces(Sink([RecordResult("a", "1")]), "posts", asyncio.get_running_loop().time)
-        await traces.put([record(1, 0.0)])
-        await traces.close()
-    finally:
-        del os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"]
-        await runner.cleanup()
+    async with collector() as (url, bodies):
+        os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = url
+        try:
+            traces = Traces(Sink([RecordResult("a", "1")]), "posts", asyncio.get_running_loop().time)
+            await traces.put([record(1, 0.0)])
+            await traces.close()
+        finally:
+            del os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"]
     assert b"send posts" in b"".join(bodies)
     assert b"millrace" in b"".join(bodies)
 

@@ -13,7 +13,7 @@ from local.posts import Generated
 from local.x_api.server import XApi
 from local.x_api.settings import Settings
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.integration, pytest.mark.long, pytest.mark.timeout(240)]
 
 ROOT = Path(__file__).parents[3]
 POSTS = 200
