@@ -29,7 +29,8 @@ from service.core.producer import POSTS_PART, Producer
 from service.core.records import DropReason, Outcome
 from service.dead_letters import DeadLetters
 from service.intake import Intake
-from service.journal import Journal, JournalError
+from service.journal import Journal
+from service.journal_file import JournalError, JournalFile
 from service.kinesis import Kinesis, KinesisError
 from service.metrics import Buffer, Inside, Metrics, new_registry
 from service.rules import RulesError
@@ -166,7 +167,7 @@ class Daemon:
         settings = self._settings
         if settings.journal is None:
             return
-        journal = await Journal.open(settings.journal, settings.journal_limit, on_shed=self._on_shed)
+        journal = await Journal.open(JournalFile(settings.journal), settings.journal_limit, on_shed=self._on_shed)
         stack.push_async_callback(journal.close)
         self._journal = journal
         self._metrics.recovered(journal.recovered)
@@ -284,7 +285,7 @@ class Daemon:
         journal = self._journal
         if journal is None:
             return Buffer(inside.posts, inside.bytes)
-        return Buffer(inside.posts + journal.backlog, inside.bytes, journal.bytes, journal.backlog)
+        return Buffer(inside.posts + journal.backlog, inside.bytes, journal.held_bytes, journal.backlog)
 
     def _inside(self) -> Inside:
         now = asyncio.get_running_loop().time()
@@ -321,7 +322,7 @@ class Daemon:
         if journal is not None:
             if journal.trouble:
                 reason = f"MILLRACE_JOURNAL: {journal.trouble}"
-            elif journal.bytes >= self._settings.journal_limit * FULL:
+            elif journal.held_bytes >= self._settings.journal_limit * FULL:
                 reason = "MILLRACE_JOURNAL_LIMIT is nearly reached: Kinesis takes less than comes"
         elif not self._producer.has_room:
             reason = "MILLRACE_MEMORY_LIMIT is reached and MILLRACE_JOURNAL is off: new posts are dropped"

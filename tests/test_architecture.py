@@ -41,7 +41,7 @@ OWNERS = {
     "botocore": {"kinesis.py"},
     "opentelemetry": {"traces.py"},
     "prometheus_client": {"admin.py", "metrics.py"},
-    "sqlite3": {"journal.py"},
+    "sqlite3": {"journal_file.py"},
     "tweepy": {"rules.py", "stream.py"},
 }
 # They start processes and put them together: the pipeline's test runs them as such.

@@ -130,7 +130,7 @@ def test_the_map_shows_what_is_there_and_all_of_it() -> None:
 
 def test_the_files_that_know_several_are_drawn_as_they_are() -> None:
     """What stands behind the arrow is what the file imports of its own package, beside the core."""
-    drawn = dict(re.findall(r"^((?:service|processor)/\w+) -> ([\w, ]+)$", TEXT, re.MULTILINE))
+    drawn = dict(re.findall(r"^((?:service|processor)/\w+) -> ([\w, ]+(?:\n +[\w, ]+)*)$", TEXT, re.MULTILINE))
     wrong = []
     for module in ("service/__main__", "service/app", "service/check", "service/source", "processor/handler"):
         package = module.partition("/")[0]
@@ -139,7 +139,7 @@ def test_the_files_that_know_several_are_drawn_as_they_are() -> None:
             f"{node.module}.{name.name}" for node in nodes if isinstance(node, ast.ImportFrom) for name in node.names
         ]
         imported = {name.split(".")[1] for name in names if name.startswith(f"{package}.")}
-        if imported - {"core", "__version__"} != set(drawn[module].split(", ")):
+        if imported - {"core", "__version__"} != set(re.split(r",\s+", drawn[module])):
             wrong.append(module)
 
     assert wrong == []

@@ -35,6 +35,7 @@ from service.core.records import DropReason, Outcome
 from service.dead_letters import DeadLetters
 from service.intake import Intake
 from service.journal import Journal
+from service.journal_file import JournalFile
 from service.kinesis import Kinesis, KinesisError
 from service.metrics import Buffer, Metrics, new_registry
 from service.sender import Sender
@@ -101,7 +102,9 @@ class Rig:
         """Carry posts until told to stop; then drain."""
         settings = config.load(self._environ)
         async with AsyncExitStack() as stack:
-            self._journal = await Journal.open(self.directory, settings.journal_limit, on_shed=self._on_shed)
+            self._journal = await Journal.open(
+                JournalFile(self.directory), settings.journal_limit, on_shed=self._on_shed
+            )
             stack.push_async_callback(self._journal.close)
             self.metrics.read_buffer_with(self._buffer)
             board = Board({}, shows_posts=False)
@@ -178,7 +181,9 @@ class Rig:
     def _buffer(self) -> Buffer:
         assert self._journal is not None
         inside = self._producer.statistics()
-        return Buffer(inside.posts + self._journal.backlog, inside.bytes, self._journal.bytes, self._journal.backlog)
+        return Buffer(
+            inside.posts + self._journal.backlog, inside.bytes, self._journal.held_bytes, self._journal.backlog
+        )
 
     # What a test asks
 
