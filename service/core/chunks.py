@@ -241,6 +241,7 @@ class Chunks:
         chunks: list[_Chunk] = []
         size = 0
         self.has_more = False
+        self._open = None  # what is under way takes nothing more
         for chunk in self._unwritten:
             if size >= BATCH_BYTES:
                 self.has_more = True
