@@ -98,6 +98,7 @@ def _python(arguments: list[str]) -> None:
     module, *rest = arguments[1:]
     if module == "pytest":
         _files(rest)
+        _asks_for_marks(rest)
     if module == "pytest" or module.startswith("json."):
         return
     assert (ROOT / module.replace(".", "/")).is_dir() or (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
@@ -108,6 +109,13 @@ def _python(arguments: list[str]) -> None:
         assert shown.returncode == 0, shown.stderr
         for option in (word for word in rest if word.startswith("--")):
             assert option in shown.stdout
+
+
+def _asks_for_marks(arguments: list[str]) -> None:
+    """Some tests are run only where their mark is asked for: without it nothing would be shown."""
+    for path in (ROOT / argument for argument in arguments if argument.endswith(".py")):
+        marks = set(re.findall(r"mark\.(long|browser|container)\b", path.read_text(encoding="utf-8")))
+        assert marks <= set(arguments), path.name
 
 
 def _path() -> dict[str, str]:
