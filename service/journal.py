@@ -19,8 +19,8 @@ it.
 **What it costs.** CPU of the whole process for a post of 1.1 KB, at 50,000 a second, with SQLite 3.40 on ext4: 0.5
 microseconds if it is confirmed before it is 30 ms old, because then it is never written; 2.9 if it is written and
 deleted, 2 of them in SQLite and the kernel, which copy and sum up the bytes. At a trickle it is the beat that costs:
-up to 33 transactions a second, 1 ms and two or three pages each. The file is 1 to 100 % larger than the posts in it: most
-where a chunk takes just over half a page of 32 KiB, as at some 500 posts a second, because no second row fits there.
+up to 33 transactions a second, 1 ms and two or three pages each. The file is 1 to 100 % larger than the posts in it:
+most where a chunk takes just over half a page of 32 KiB, as at some 500 posts a second, because no second row fits.
 """
 
 import asyncio
