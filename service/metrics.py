@@ -134,19 +134,12 @@ class Metrics:
 
     Args:
         registry: where the series are registered; `new_registry` makes one.
-        clock: seconds, of any clock that only runs forward.
         wall: the time of day, in seconds since 1970.
     """
 
-    def __init__(
-        self,
-        registry: CollectorRegistry,
-        clock: Callable[[], float] = time.monotonic,
-        wall: Callable[[], float] = time.time,
-    ) -> None:
+    def __init__(self, registry: CollectorRegistry, wall: Callable[[], float] = time.time) -> None:
         self._families: list[_Family] = []
         self._histograms: list[tuple[str, str, Histogram]] = []
-        self._clock = clock
         self._wall = wall
         self._read_buffer: Callable[[], Buffer] = lambda: Buffer(0, 0)
         self._read_inside: Callable[[], Inside] = lambda: _NOTHING
@@ -469,11 +462,6 @@ class Metrics:
     def read_source_with(self, read: Callable[[], SourceFigures]) -> None:
         """Ask `read` at each scrape how it stands with X; before this call there is nothing to say."""
         self._read_source = read
-
-    @property
-    def gap_seconds(self) -> float:
-        """Seconds without a connection to the source; it grows while one lasts."""
-        return self._read_source().gap_seconds
 
     def collect(self) -> Iterator[Metric]:
         """Give all series, as the client library's collectors do."""

@@ -46,7 +46,7 @@ class Daemon:
 
     def __init__(self, port: int = 0) -> None:
         self.board = Board({"version": "1.2.3", "source": "filtered", "kinesis_stream": "posts"}, shows_posts=True)
-        self.now = Metrics(new_registry(), lambda: 0.0, lambda: START).look()._replace(buffer_limit=1000)
+        self.now = Metrics(new_registry(), lambda: START).look()._replace(buffer_limit=1000)
         self.admin = Admin(
             "127.0.0.1",
             port,

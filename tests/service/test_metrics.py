@@ -102,21 +102,15 @@ class Scraper:
 
 
 @pytest.fixture
-def clock() -> Clock:
-    """Give a clock that stands still."""
-    return Clock()
-
-
-@pytest.fixture
 def registry() -> CollectorRegistry:
     """Give a registry like the daemon's."""
     return new_registry()
 
 
 @pytest.fixture
-def metrics(registry: CollectorRegistry, clock: Clock) -> Metrics:
+def metrics(registry: CollectorRegistry) -> Metrics:
     """Give all metrics, at their start."""
-    return Metrics(registry, clock)
+    return Metrics(registry)
 
 
 @pytest.fixture
@@ -247,7 +241,7 @@ class TestPosts:
         """From the writing, which the id tells, to the confirmation; who has no such id is not counted."""
         wall = Clock()
         wall.now = SNOWFLAKE_EPOCH + 1000.0 + 7.0
-        metrics = Metrics(registry, wall, wall)
+        metrics = Metrics(registry, wall)
         written = [Post(b"{}", str(1_000_000 << 22), b"k", 0.0)] * 3
         metrics.outcomes([Outcome(written), Outcome([Post(b"{}", "", b"k", 0.0)])], 1.0)
         scraper = Scraper(registry)
@@ -285,7 +279,6 @@ class TestSource:
         assert scraper.value("stream_gap_seconds_total") == 0
         metrics.read_source_with(lambda: SourceFigures(8.5, 300, 250, 12_000, 3_000_000, ("", ""), 17))
         assert scraper.value("stream_connects_left") == 17
-        assert metrics.gap_seconds == 8.5
         assert scraper.value("stream_gap_seconds_total") == 8.5
         assert scraper.value("posts_missed_estimate_total") == 300
         assert scraper.value("posts_backfilled_total") == 250
@@ -311,7 +304,7 @@ class TestSource:
     def test_moments(self, registry: CollectorRegistry) -> None:
         """When something last came, and when the next try is due, are moments, so that an alert can tell their age."""
         wall = Clock()
-        metrics = Metrics(registry, wall, wall)
+        metrics = Metrics(registry, wall)
         scraper = Scraper(registry)
         names = ("posts_received", "posts_delivered", "stream_signal", "stream_retry")
 
@@ -430,7 +423,7 @@ class TestInside:
         assert scraper.value("loop_delay_seconds_bucket", le="0.25") == 1
 
 
-def test_a_look(metrics: Metrics, clock: Clock) -> None:
+def test_a_look(metrics: Metrics) -> None:
     """The live page sees the same figures as a scrape, as plain values."""
     metrics.limits(1000, 5000)
     metrics.read_buffer_with(lambda: Buffer(3, 300, 700, 2))
