@@ -106,3 +106,12 @@ def test_a_long_line_in_many_chunks_is_not_copied_for_each() -> None:
     for _ in range(200_000):
         splitter.feed(b"z" * 64)
     assert splitter.feed(b"\r\n") == [b"z" * 64 * 200_000]
+
+
+def test_a_cut_rest_that_is_too_long() -> None:
+    """One byte over the limit could have been the CR of a good line, until the connection ends with it."""
+    splitter = LineSplitter(limit=10)
+    assert splitter.feed(b"x" * 11) == []
+    assert splitter.overlong == []
+    assert splitter.end() is None
+    assert splitter.overlong == [b"x" * 11]

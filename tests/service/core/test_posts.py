@@ -173,3 +173,9 @@ class TestRecordsThatAreNotPosts:
     def test_what_is_no_pointer(self, text: str) -> None:
         """A pointer begins with a slash, has no empty step and no other escapes."""
         assert POINTER.fullmatch(text) is None
+
+
+def test_half_a_character_in_half_a_line() -> None:
+    """What is read more leniently for its broken character is still no JSON when it is cut."""
+    text = rb'{"data":{"id":"7","text":"\ud83d"}'
+    assert read(text) == ([], [Rejected(text, DropReason.NOT_JSON)])

@@ -68,3 +68,10 @@ def test_a_warning_comes_once_a_month() -> None:
 def test_the_name_of_a_month() -> None:
     """By UTC."""
     assert month_of(0.0) == "1970-01"
+
+
+def test_the_end_of_the_month() -> None:
+    """It is that of the month of the moment, whichever was looked at before; a year may end with it."""
+    spend = Spend(10)
+    assert spend.ends_at(at(2026, 11, 5)) == at(2026, 12, 1)
+    assert spend.ends_at(at(2026, 12, 31)) == at(2027, 1, 1)
