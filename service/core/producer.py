@@ -62,6 +62,9 @@ REQUEST_COPIES = 7 / 3
 RETURN_SECONDS = 0.5
 # Lanes that became due within this part of the linger go together in one request.
 LINGER_STEPS = 5
+# Posts that go one by one wait for company while a request is under way, unless so many are due: the fixed part of a
+# request would be most of what they cost.
+COMPANY_RECORDS = RECORDS_PER_REQUEST // 2
 # A record that strays again and again under one map is on a stream that does not follow keys: it counts as delivered.
 STRAYS_AT_MOST = 2
 
@@ -210,7 +213,7 @@ class Producer:
         agenda = self._agenda
         while agenda and agenda[0][0] != agenda[0][2].due_at:
             heappop(agenda)
-        return max(agenda[0][0], self._in_flight.silent_until) if agenda else _NEVER
+        return max(agenda[0][0] + self._company(), self._in_flight.silent_until) if agenda else _NEVER
 
     # What the caller tells
 
@@ -344,7 +347,7 @@ class Producer:
     def requests(self, now: float) -> list[PutRequest]:
         """Return the requests to send now: the heads of all lanes that may send, within every limit."""
         in_flight = self._in_flight
-        if now < in_flight.silent_until:
+        if now < in_flight.silent_until or (self._agenda and now < self._agenda[0][0] + self._company()):
             return []
         most = in_flight.records_at_most
         requests: list[PutRequest] = []
@@ -385,6 +388,13 @@ class Producer:
                 lane.due_at = _NEVER
                 return lane
         return None
+
+    def _company(self) -> float:
+        """How long a lane that is due waits for others that go with it, in seconds."""
+        if self._aggregate or self._closing or not self._in_flight:
+            return 0.0
+        # Lanes that wait for something else are counted too: then what is due only goes sooner.
+        return self._linger / LINGER_STEPS if len(self._agenda) < COMPANY_RECORDS else 0.0
 
     def _head(self, lane: Lane, now: float) -> KinesisRecord | None:
         """Give the record that the lane may send now; None, and a later look, if it may not."""

@@ -666,6 +666,35 @@ class TestTrouble:
         rig.answer(under_way[0], 1.0)
         assert rig.producer.next_deadline() <= 1.0
 
+    def test_posts_one_by_one_wait_for_company_while_a_request_is_under_way(self) -> None:
+        """A fifth of the linger at most, and less if an answer comes or half a request's records are there."""
+        rig = Rig(aggregate=False, linger=0.1)
+        authors = [b"author-%d" % number for number in range(1000)]
+        rig.producer.offer([rig.post(authors[0])], 0.0)
+        first = rig.only_request(0.0)
+        rig.producer.offer([rig.post(authors[1])], 0.001)
+        assert rig.producer.requests(0.001) == []
+        assert rig.producer.next_deadline() == pytest.approx(0.021)
+        rig.producer.offer([rig.post(authors[2])], 0.002)
+        second = rig.only_request(0.021)
+        assert len(second.records) == 2
+        rig.producer.offer([rig.post(authors[3])], 0.03)
+        rig.answer(first, 0.03)
+        rig.answer(second, 0.03)
+        third = rig.only_request(0.03)
+        assert len(third.records) == 1, "nothing is under way, so nothing is worth waiting for"
+        rig.producer.offer([rig.post(author) for author in authors], 0.04)
+        assert len(rig.producer.requests(0.04)[0].records) >= RECORDS_PER_REQUEST // 2
+
+    def test_a_drain_waits_for_no_company(self) -> None:
+        """Nothing more will come."""
+        rig = Rig(aggregate=False, linger=0.1)
+        rig.producer.offer([rig.post(b"author-0")], 0.0)
+        rig.only_request(0.0)
+        rig.producer.offer([rig.post(b"author-1")], 0.001)
+        rig.producer.close()
+        assert len(rig.only_request(0.001).records) == 1
+
     def test_a_refused_request_is_narrowed_down_to_the_culprit(self) -> None:
         """Each of its records goes alone; the one that is refused again is dropped, and no other post."""
         rig = Rig(count=4, linger=0.0)
