@@ -304,7 +304,11 @@ class Settings:
     lanes_per_shard: Annotated[
         int, _number(int, 1, 10), "As many as the ParallelizationFactor of the Lambda mapping."
     ] = 1
-    linger_seconds: Annotated[float, _number(float, 0, 60), "How long an open aggregate waits for more posts."] = 0.1
+    linger_seconds: Annotated[
+        float,
+        _number(float, 0, 60),
+        "How long an open aggregate waits for more posts; posts one by one wait a fifth of it at most.",
+    ] = 0.1
     memory_limit: Annotated[int, _size(MIB), "Bytes that posts and the requests that carry them take of memory."] = (
         128 * MIB
     )
