@@ -228,6 +228,14 @@ class TestCompression:
         assert len(records) > 100
         assert records == whole[: len(records)]
 
+    def test_what_follows_a_frame_is_told_and_costs_no_record(self) -> None:
+        """Bytes after the end of a frame are none of ours, and do not reach the records before them."""
+        aggregate = Aggregate()
+        aggregate.add(b"author", b"{}")
+        records, damage = decode(compress(aggregate.seal()) + b"more")
+        assert damage is not None
+        assert records == [UserRecord(b"{}", "author")]
+
     def test_a_frame_that_would_fill_the_memory_is_not_unpacked(self) -> None:
         """The size that a frame claims is looked at before anything is unpacked."""
         # A zstd header that claims 2^40 bytes: magic, descriptor (one segment, eight bytes of size), size.
