@@ -37,7 +37,7 @@ demo: setup ## the whole pipeline on this machine, then a reconciliation
 bench: setup ## the producer beside its peers, for some ten minutes; writes docs/performance.md
 	@$(BIN)/python -m bench $(if $(POSTS),--posts $(POSTS))
 
-test: setup-dev ## lint, types and tests, in three minutes
+test: setup-dev ## lint, types and tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
