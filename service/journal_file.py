@@ -167,6 +167,9 @@ class JournalFile:
             _check(database)
             for pragma in _PRAGMAS:
                 database.execute(f"PRAGMA {pragma}").fetchall()
+            # A batch that was made before the file was set aside may have left them: a row of that number would take
+            # them for its own.
+            database.execute("DELETE FROM done WHERE number NOT IN (SELECT number FROM chunk)")
             contents = count(database.execute(_SIZES))
         except (sqlite3.Error, DamagedError) as error:
             if database is not None:

@@ -67,6 +67,14 @@ class TestRows:
             assert database.execute("SELECT number, flags FROM done").fetchall() == [(0, b"\0\1")]
         assert reopened(tmp_path)[1] == [Row(0, [b"a", b"b"], b"\0\1")]
 
+    def test_flags_without_a_row_mark_no_later_one(self, tmp_path: Path) -> None:
+        """They come into a new file that replaced a damaged one; the next run counts its rows from 0 again."""
+        with opened(tmp_path) as file:
+            file.write(Batch([], [], [(0, b"\1")], []))
+        with opened(tmp_path) as file:
+            file.write(insert(Row(0, [b"a"], b"")))
+        assert reopened(tmp_path) == (Contents(1, 1, 0, 1), [Row(0, [b"a"], b"")])
+
     def test_a_row_is_written_anew_without_what_is_done(self, tmp_path: Path) -> None:
         """Its new size is told."""
         with opened(tmp_path) as file:
