@@ -209,9 +209,7 @@ class Journal:
 
     def _write(self, *, everything: bool = False) -> bool:
         """Begin to write what is old enough, or everything. Returns whether there is anything."""
-        if everything:
-            self._chunks.settle(self._beats)
-        elif self._beats < self._retry_at:
+        if not everything and self._beats < self._retry_at:
             return False
         batch = self._chunks.next_batch(self._beats, everything=everything)
         self._overdue |= self._chunks.has_more

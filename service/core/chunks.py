@@ -238,10 +238,12 @@ class Chunks:
 
     def next_batch(self, beat: int, *, everything: bool) -> Batch | None:
         """Give what is to be written now: what is old enough, or everything; None if there is nothing."""
+        # What is under way takes nothing more, and what has ended by now must leave no row: the next run would find no
+        # post in it, and never delete it.
+        self.settle(beat)
         chunks: list[_Chunk] = []
         size = 0
         self.has_more = False
-        self._open = None  # what is under way takes nothing more
         for chunk in self._unwritten:
             if size >= BATCH_BYTES:
                 self.has_more = True

@@ -126,6 +126,18 @@ class TestConfirm:
         chunks.written({})
         assert write(chunks) == Batch([], [0], [(1, b"\1\0")], [])
 
+    def test_what_ended_since_the_last_beat_leaves_no_row(self) -> None:
+        """A row with all its flags would be no backlog of the next run, but keep its room for ever."""
+        chunks = Chunks(NEW, GIB)
+        positions = take(chunks, [b"a", b"b"])
+        write(chunks)
+        chunks.confirm(positions[:1])
+        chunks.settle(1)
+        chunks.confirm(positions[1:])
+        never_written = take(chunks, [b"c"])
+        chunks.confirm(never_written)
+        assert write(chunks) == Batch([], [0], [], [])
+
     def test_a_late_disk_holds_no_confirmed_lines(self) -> None:
         """What the caller has let go of does not stay in memory for the disk's sake."""
         chunks = Chunks(NEW, GIB)
@@ -275,11 +287,11 @@ class Model(RuleBasedStateMachine):
             for number in self.batch.deletes:
                 del self.rows[number]
             sizes = {}
-            for number, flags in [*self.batch.done, *self.batch.sweeps]:
+            for number, flags in self.batch.done:
                 self.rows[number] = self.rows[number]._replace(flags=flags)
             for number, flags in self.batch.sweeps:
                 lines = [b"" if done else line for line, done in zip(self.rows[number].lines, flags, strict=True)]
-                self.rows[number] = Row(number, lines, flags)
+                self.rows[number] = self.rows[number]._replace(lines=lines)
                 sizes[number] = sum(map(len, lines))
             self.rows.update((row.number, row) for row in self.batch.rows)
             self.chunks.written(sizes)
