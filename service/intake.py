@@ -35,7 +35,7 @@ class Sender(Protocol):
         """Whether there is room in memory."""
 
     def offer(self, posts: list[Post]) -> None:
-        """Take posts; those for which there is no room are dropped."""
+        """Take posts, whether or not there is room."""
 
     async def room(self) -> None:
         """Wait until there is room."""
@@ -156,7 +156,10 @@ class Intake:
     def _hand_on(self, posts: list[Post]) -> None:
         journal = self._journal
         if journal is None:
-            self._sender.offer(posts)
+            if self._sender.has_room:
+                self._sender.offer(posts)
+            else:
+                self._on_outcomes([Outcome(posts, DropReason.MEMORY_FULL, 0)])
             return
         in_memory = not journal.backlog and self._sender.has_room
         positions = journal.append([post.line for post in posts], in_memory=in_memory)
@@ -182,6 +185,8 @@ class Intake:
             # It was a post when it came: PARTITION_KEY has been changed since.
             self._on_outcomes([Outcome([Post(line, "", b"", 0.0, position)], reason, 0)])
         if posts:
+            # Also if memory has filled up meanwhile, as it can when a file that was being read is lost: nobody else
+            # has them now.
             self._sender.offer(posts)
 
     def _note_backlog(self) -> None:

@@ -14,7 +14,6 @@ import structlog
 from service.core.backoff import Trouble, delay
 from service.core.producer import Producer
 from service.core.records import (
-    DropReason,
     KinesisRecord,
     Outcome,
     Post,
@@ -130,10 +129,7 @@ class Sender:
         return self._producer.has_room
 
     def offer(self, posts: list[Post]) -> None:
-        """Take posts; those for which there is no room are dropped. Never waits."""
-        if not self._producer.has_room:
-            self._on_outcomes([Outcome(posts, DropReason.MEMORY_FULL, 0)])
-            return
+        """Take posts. Whether there is room is for the caller to ask. Never waits."""
         outcomes = self._producer.offer(posts, self._now)
         if outcomes:
             self._on_outcomes(outcomes)

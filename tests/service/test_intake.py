@@ -207,15 +207,15 @@ class TestInMemory:
         assert [post.received_at for post in rig.memory.offered] == [7, 7]
 
     @virtual_time
-    async def test_without_a_journal_all_goes_to_the_sender(self) -> None:
-        """It alone decides about what it has no room for; there is nothing to read back and no place in a journal."""
+    async def test_without_a_journal_there_is_memory_only(self) -> None:
+        """There is nothing to read back; what comes while there is no room is dropped, and what is inside stays."""
         rig = Rig(memory=1, journal=False)
         rig.intake.take(lines(1, 2))
         rig.intake.take(lines(3))
         await rig.intake.feed()
-        assert lines(1, 2, 3) == rig.offered()
+        assert lines(1, 2) == rig.offered()
         assert {post.position for post in rig.memory.offered} == {-1}
-        assert rig.outcomes == []
+        assert [(line(3), DropReason.MEMORY_FULL)] == rig.dropped()
 
 
 class TestSift:
