@@ -96,6 +96,7 @@ class Pipeline:
         self._x_options = x_options
         self._with_table = table
         self.put_in: list[bytes] = []
+        self._written_before = 0  # to the daemons before this one
         self._stack = AsyncExitStack()
         # Nothing of the caller's AWS or Millrace settings may reach the children.
         self._base = {
@@ -186,6 +187,7 @@ class Pipeline:
     async def restart_daemon(self) -> None:
         """Kill the daemon, and start it again."""
         await self.daemon.kill()
+        self._written_before = (await self.x_stats())["written"]
         self.daemon = self._process("daemon", "service", environment=self.daemon_environment())
         await self.daemon.start(ready=False)
         await self._wait_for_daemon()
@@ -222,10 +224,9 @@ class Pipeline:
         async with asyncio.timeout(SETTLE_SECONDS):
             while True:
                 self.check()
-                written = (await self.x_stats())["written"]
-                metrics = await self.metrics()
-                arrived = metrics["posts_received_total"]
-                if arrived >= written and not metrics["posts_buffered"]:
+                x, metrics = await self.x_stats(), await self.metrics()
+                missing = x["written"] - self._written_before - metrics["posts_received_total"]
+                if not x["queued"] and missing <= 0 and not metrics["posts_buffered"]:
                     break
                 await asyncio.sleep(0.2)
         async with asyncio.timeout(SETTLE_SECONDS):
