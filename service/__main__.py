@@ -132,7 +132,10 @@ def _health(settings: Settings) -> int:
     except urllib.error.HTTPError as error:
         report = json.load(error)
     except (OSError, ValueError) as error:
-        print(f"no daemon answers at {url}: {error}; see MILLRACE_HTTP_HOST and MILLRACE_HTTP_PORT", file=sys.stderr)
+        # urllib puts the error of the system into one of its own, whose text has brackets and a number.
+        cause = getattr(error, "reason", error)
+        reason = getattr(cause, "strerror", None) or cause
+        print(f"no daemon answers at {url}: {reason}; see MILLRACE_HTTP_HOST and MILLRACE_HTTP_PORT", file=sys.stderr)
         return 1
     for name, check in report["checks"].items():
         print(f"{name:<8} {'ok' if check['ok'] else check['reason']}  (since {check['since']})")

@@ -207,6 +207,9 @@ class Admin:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._closing.wait(), self._frame_seconds)
             await response.write(self._event("end", {}))
+        except ConnectionResetError:
+            # The page was closed; aiohttp would write that to the log as an error, with a traceback.
+            pass
         finally:
             self._listeners -= 1
         return response

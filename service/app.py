@@ -112,7 +112,6 @@ class Daemon:
             lambda: self._board.frame(self._metrics.look()),
             self._redactor.clean,
         )
-        self._totals = {"delivered": 0, "dropped": 0}
 
     async def run(self) -> None:
         """
@@ -148,7 +147,7 @@ class Daemon:
             log.info("started", stream=facts.name, http_port=self._admin.port, source=self._settings.source)
             await self._carry(sender, stopped)
             await self._leave()
-        log.info("stopped", **self._totals)
+        log.info("stopped", **self._totals())
 
     def _traced(self, kinesis: Kinesis, stack: AsyncExitStack) -> Sink:
         """Put OpenTelemetry around Kinesis where it is wanted and there."""
@@ -263,9 +262,7 @@ class Daemon:
             if self._journal is not None:
                 self._journal.confirm([post.position for post in outcome.posts])
             if outcome.reason is None:
-                self._totals["delivered"] += len(outcome.posts)
                 continue
-            self._totals["dropped"] += len(outcome.posts)
             if self._source is not None and outcome.reason in NO_ROOM:
                 self._source.forget(outcome.posts)
             for post in outcome.posts:
@@ -275,7 +272,6 @@ class Daemon:
     def _on_shed(self, posts: int, lines: Sequence[bytes]) -> None:
         """Take the news from the journal that posts which only it had are lost."""
         self._metrics.shed(posts, DropReason.DISK_FAILED)
-        self._totals["dropped"] += posts
         for line in lines:
             self._letters.add(line, DropReason.DISK_FAILED)
         log.warning("posts_dropped", reason=DropReason.DISK_FAILED.value, posts=posts, message="the disk failed")
@@ -293,10 +289,20 @@ class Daemon:
         mode = facts.mode if facts else ""
         return Inside(self._producer.statistics(), self._producer.shards(now), self._health.checks, mode)
 
+    def _totals(self) -> Mapping[str, int]:
+        look = self._metrics.look()
+        return {
+            "received": look.received,
+            "recovered": look.recovered,
+            "delivered": look.delivered,
+            "duplicate": look.duplicate,
+            "dropped": sum(look.dropped.values()),
+        }
+
     def _status(self) -> Mapping[str, Any]:
         return {
             "uptime_seconds": round(time.time() - self._started_at, 1),
-            "totals": self._totals,
+            "totals": self._totals(),
             "buffer": self._buffer()._asdict(),
             "producer": self._producer.statistics()._asdict(),
             "readiness": self._health.report(),

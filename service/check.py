@@ -34,10 +34,12 @@ ANSWER_SECONDS = 10.0
 # What a disk takes at once, written and made safe.
 DISK_TEST_BYTES = MIB
 SLOW_DISK_SECONDS = 1.0
+# For these X has not even looked at the rules.
+BEFORE_RULES = (Reason.UNAUTHORIZED, Reason.NETWORK_ERROR)
 
 
 class Report:
-    """Prints a line for each thing that was tried; `failures` counts those that did not go well."""
+    """Prints a line for each thing that is looked at; `failures` counts those that did not go well."""
 
     def __init__(self) -> None:
         self.failures = 0
@@ -49,7 +51,11 @@ class Report:
     def bad(self, what: str, words: str) -> None:
         """Say in one line what is wrong, and the way out."""
         self.failures += 1
-        print(f"{what:<14} {words}")
+        print(f"{what:<14} failed: {words}")
+
+    def untried(self, what: str, words: str) -> None:
+        """Say why something could not be tried."""
+        print(f"{what:<14} not tried: {words}")
 
 
 async def check(settings: Settings, environ: Mapping[str, str]) -> int:
@@ -76,7 +82,7 @@ def check_disk(journal: Path | None, limit: int, report: Report) -> None:
         report.well("disk", "MILLRACE_JOURNAL is off; what waits in memory is lost when the process ends")
         return
     place = next(path for path in (journal.absolute(), *journal.absolute().parents) if path.exists())
-    way_out = "mend its permissions, or point MILLRACE_JOURNAL to another directory"
+    way_out = "name a directory that can be written and has room, or write off"
     try:
         free = disk_usage(place).free + sum(file.stat().st_size for file in journal.glob("journal.db*"))
         started = time.perf_counter()
@@ -86,7 +92,7 @@ def check_disk(journal: Path | None, limit: int, report: Report) -> None:
             os.fsync(file.fileno())
         seconds = time.perf_counter() - started
     except OSError as error:
-        report.bad("disk", f"MILLRACE_JOURNAL: {place} cannot be written: {error.strerror}; {way_out}")
+        report.bad("disk", f"MILLRACE_JOURNAL: {place} cannot be used: {error.strerror}; {way_out}")
         return
     if free < limit:
         words = f"{free / MIB:,.0f} MiB are free for {journal}, and MILLRACE_JOURNAL_LIMIT is {limit / MIB:,.0f} MiB"
@@ -94,7 +100,7 @@ def check_disk(journal: Path | None, limit: int, report: Report) -> None:
     elif seconds > SLOW_DISK_SECONDS:
         report.bad("disk", f"{place} took {seconds:.1f} s for a write of 1 MiB; use a faster disk for MILLRACE_JOURNAL")
     else:
-        report.well("disk", f"{free / MIB:,.0f} MiB for {journal}, 1 MiB written in {seconds * 1000:.0f} ms")
+        report.well("disk", f"{free / MIB:,.0f} MiB are free for {journal}, 1 MiB written in {seconds * 1000:.0f} ms")
 
 
 async def _check_kinesis(settings: Settings, region: str | None, report: Report) -> str:
@@ -104,15 +110,17 @@ async def _check_kinesis(settings: Settings, region: str | None, report: Report)
     try:
         async with Kinesis(settings.stream, region=region) as kinesis:
             url = kinesis.url
-            report.well(what, f"AWS has some to ask {url}")
+            report.well(what, f"some are there, to ask {url}")
             what = "stream"
             facts = await kinesis.facts()
             shards = await kinesis.shards()
             words = f"{facts.name}, {facts.status}, {facts.mode}, {len(shards)} open shards"
             report.well(what, words + (", which do not keep order (AUTO)" if facts.ignores_keys else ""))
             what = "permissions"
-            was_tried = await kinesis.probe()
-            report.well(what, "records may be put" if was_tried else "not tried: this is not AWS")
+            if await kinesis.probe():
+                report.well(what, "records may be put")
+            else:
+                report.untried(what, f"{url} is not AWS, and might store the record")
     except KinesisError as error:
         report.bad(what, str(error))
     return url
@@ -132,8 +140,7 @@ async def _check_x(settings: Settings, report: Report) -> None:
     try:
         changes = await Rules(settings.x_url, rng).sync(token, wanted_rules(settings), apply=False)
     except UnavailableError as error:
-        is_token = error.verdict.reason is Reason.UNAUTHORIZED
-        report.bad("x token" if is_token else "x rules", str(error))
+        report.bad("x token" if error.verdict.reason in BEFORE_RULES else "x rules", str(error))
         return
     except RulesError as error:
         report.well("x token", "X takes it")
@@ -143,9 +150,8 @@ async def _check_x(settings: Settings, report: Report) -> None:
     report.well("x token", "X takes it")
     present = len(changes.delete) + len(changes.others)
     if settings.rules:
-        report.well(
-            "x rules", f"{len(changes.keep)} of {len(settings.rules)} wanted rules are there; run makes the rest"
-        )
+        missing = "" if len(changes.keep) == len(settings.rules) else "; run makes the rest"
+        report.well("x rules", f"{len(changes.keep)} of {len(settings.rules)} wanted rules are there{missing}")
     elif present:
         report.well("x rules", f"none are wanted, so the {present} that X has are used")
     else:
@@ -161,7 +167,7 @@ async def check_clock(url: str, report: Report) -> None:
             async with session.head(url, allow_redirects=False) as response:
                 ahead = parsedate_to_datetime(response.headers["Date"]).timestamp() - (asked + time.time()) / 2
     except (aiohttp.ClientError, OSError, KeyError, ValueError):
-        report.well("clock", f"not compared: {url} does not say the time")
+        report.untried("clock", f"{url} does not say the time")
         return
     if abs(ahead) > CLOCK_TOLERANCE_SECONDS:
         words = f"this machine is {abs(ahead):,.0f} s {'behind' if ahead > 0 else 'ahead of'} {url}"
@@ -203,7 +209,9 @@ async def rules(settings: Settings, *, apply: bool, all_owners: bool) -> int:
             print(f"{sign} {rule.value}  [{rule.tag}]")
     for rule in changes.others:
         print(f"  {rule.value}  [{rule.tag}]  of another owner; --all-owners would delete it")
-    if not changes.is_empty:
+    if changes.is_empty:
+        print("nothing to change")
+    else:
         print("made" if apply else "not made: add --apply")
     return 0
 

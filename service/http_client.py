@@ -79,6 +79,11 @@ def plain(error: BaseException) -> str:
             return _one_line(error) or type(error).__name__
 
 
+def unreachable(error: BaseException) -> str:
+    """Say in one line that X cannot be asked, why, and where to look."""
+    return f"X cannot be reached: {plain(error)}; check MILLRACE_X_URL and the network"
+
+
 def _of_system(error: OSError) -> str:
     words = error.strerror or str(error)
     if error.errno and words.startswith(_WITH_ADDRESSES):

@@ -33,7 +33,7 @@ from tweepy.asynchronous import AsyncStreamingClient
 from service import __version__
 from service.core.reconnect import Cause, Ladders, Reason, refusal
 from service.core.rules import Changes, Rule, compare
-from service.http_client import UnavailableError, plain, session
+from service.http_client import UnavailableError, session, unreachable
 
 PATH = "/2/tweets/search/stream/rules"
 
@@ -86,7 +86,7 @@ class Rules:
         except (JSONDecodeError, msgspec.ValidationError) as error:
             cause = Cause(Reason.UNEXPECTED_ANSWER, f"X's answer about rules has another shape: {error}")
         except (aiohttp.ClientError, OSError) as error:
-            cause = Cause(Reason.NETWORK_ERROR, f"X cannot be reached: {plain(error)}")
+            cause = Cause(Reason.NETWORK_ERROR, unreachable(error))
         else:
             self._ladders.reset()
             return changes

@@ -40,7 +40,7 @@ from service import __version__
 from service.core.lines import LineSplitter
 from service.core.reconnect import Objection, Reason, Reconnect, Verdict, refusal
 from service.core.records import DropReason
-from service.http_client import UnavailableError, plain, session, start_of
+from service.http_client import UnavailableError, plain, session, start_of, unreachable
 
 # X writes a keep-alive at least every 20 s; clients that gave up after 21 s dropped healthy connections.
 STALL_SECONDS = 30.0
@@ -183,7 +183,7 @@ class Stream:
                 async with asyncio.timeout(self._stall_seconds):
                     response: aiohttp.ClientResponse = await client.filter(**query)
             except (aiohttp.ClientError, OSError) as error:
-                return self._reconnect.lost(Reason.NETWORK_ERROR, f"X cannot be reached: {plain(error)}", self._clock())
+                return self._reconnect.lost(Reason.NETWORK_ERROR, unreachable(error), self._clock())
             try:
                 if response.status == 200:
                     return await self._stay(response, minutes, token)

@@ -13,7 +13,7 @@ import aiohttp
 import msgspec
 
 from service.core.reconnect import Cause, Ladders, Reason, refusal
-from service.http_client import UnavailableError, plain, session, start_of
+from service.http_client import UnavailableError, session, start_of, unreachable
 
 PATH = "/oauth2/token"
 ANSWER_SECONDS = 30.0
@@ -72,7 +72,7 @@ class BearerToken:
             ):
                 body = await start_of(response, ANSWER_SECONDS)
         except (aiohttp.ClientError, OSError) as error:
-            cause = Cause(Reason.NETWORK_ERROR, f"X cannot be reached: {plain(error)}")
+            cause = Cause(Reason.NETWORK_ERROR, unreachable(error))
             raise UnavailableError(self._ladders.verdict(cause)) from None
         if response.status == 200:
             with suppress(msgspec.DecodeError):

@@ -196,18 +196,21 @@ async def test_check_and_rules_say_what_is_there(tmp_path: Path) -> None:
         code, output, _ = await run_service(environment, "check")
         assert code == 0, output
         names = ["configuration", "disk", "credentials", "stream", "permissions", "x token", "x rules", "clock"]
-        assert [line[:17] for line in output.splitlines()] == [f"{name:<14} ok" for name in names]
+        # A dry run might store a record where it is not AWS that is asked.
+        words = ["not tried:" if name == "permissions" else "ok:" for name in names]
+        starts = [f"{name:<14} {word} " for name, word in zip(names, words, strict=True)]
+        assert all(map(str.startswith, output.splitlines(), starts)), output
         other = environment | {"MILLRACE_RULES": "tea lang:en"}
         _, output, _ = await run_service(other, "rules")
         assert output.splitlines() == ["+ tea lang:en  [millrace:]", "- coffee  [millrace:]", "not made: add --apply"]
         _, output, _ = await run_service(other, "rules", "--apply")
         assert output.splitlines()[-1] == "made"
         _, output, _ = await run_service(other, "rules")
-        assert output.splitlines() == ["  tea lang:en  [millrace:]"]
+        assert output.splitlines() == ["  tea lang:en  [millrace:]", "nothing to change"]
 
 
 async def test_standard_input_is_carried_to_its_end(tmp_path: Path) -> None:
-    """JSON lines of any kind, keyed by a pointer: all are delivered in the order of their keys, exit code 0."""
+    """JSON lines of any kind, keyed by a pointer: all are delivered in their keys' order; what is none is told."""
     lines = [json.dumps({"user": {"id": number % 7}, "n": number}) for number in range(5000)]
     async with pipeline(tmp_path, rate=1) as running:
         environment = running.daemon_environment() | {
@@ -218,8 +221,10 @@ async def test_standard_input_is_carried_to_its_end(tmp_path: Path) -> None:
             "MILLRACE_COMPRESSION": "zstd",
         }
         await running.daemon.stop()
-        code, output, errors = await run_service(environment, given="\n".join(lines).encode())
+        code, output, errors = await run_service(environment, given="\n".join([*lines, "no JSON"]).encode())
         assert (code, errors) == (0, ""), output
+        last = json.loads(output.splitlines()[-1])
+        assert {"event": "stopped", "received": 5001, "delivered": 5000, "dropped": 1}.items() <= last.items()
         async with aiohttp.ClientSession() as http:
             shards = await fetch_shards(http, running.kinesis.url, STREAM)
     found = [line for shard in shards for record in shard.records for line in decode(record).records]

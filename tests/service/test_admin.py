@@ -242,6 +242,19 @@ class TestEvents:
                 answer = await client.get(f"http://{LOOPBACK}:{rig.admin.port}/events")
             assert (await answer.read()).endswith(b"event: end\ndata: {}\n\n")
 
+    async def test_a_closed_page(self, rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+        """A page that goes away in the middle is nothing to write an error about."""
+        url = f"http://{LOOPBACK}:{rig.admin.port}/events"
+        async with asyncio.timeout(5):
+            pages = [await rig.client.get(url) for _ in range(LISTENERS)]
+            for page in pages:
+                await page.content.readline()
+                page.close()
+            while (answer := await rig.client.get(url)).status == 503:
+                await asyncio.sleep(0)
+            answer.close()
+        assert caplog.messages == []
+
     async def test_too_many(self, rig: Rig) -> None:
         """Pages cost something each; one too many is told so, and has its place when another is closed."""
         url = f"http://{LOOPBACK}:{rig.admin.port}/events"

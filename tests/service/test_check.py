@@ -70,7 +70,7 @@ class TestAll:
         assert list(lines) == names
         assert lines["configuration"] == "ok: source filtered, stream posts"
         assert lines["stream"] == "ok: posts, ACTIVE, PROVISIONED, 4 open shards"
-        assert lines["permissions"] == "ok: not tried: this is not AWS"
+        assert lines["permissions"].startswith("not tried: http://127.0.0.1:")
         assert lines["x token"] == "ok: X takes it"
         assert lines["x rules"] == "ok: 0 of 1 wanted rules are there; run makes the rest"
         assert lines["clock"].startswith("ok: within 1 s of http://127.0.0.1:")
@@ -80,7 +80,7 @@ class TestAll:
         async with XApi(settings=XSettings(tokens=(TOKEN,))) as x:
             assert await run(x, stream="other", RULES="coffee") == 1
         lines = said()
-        assert lines["stream"].startswith("There is no stream other in us-east-1: check MILLRACE_STREAM, AWS_REGION")
+        assert lines["stream"].startswith("failed: There is no stream other in us-east-1: check MILLRACE_STREAM")
         assert "permissions" not in lines
         assert lines["x token"] == "ok: X takes it"
 
@@ -89,9 +89,19 @@ class TestAll:
         async with XApi(settings=XSettings(tokens=("another",))) as x:
             assert await run(x, RULES="coffee") == 1
         lines = said()
+        assert lines["x token"].startswith("failed: X answered 401")
         assert "MILLRACE_BEARER_TOKEN" in lines["x token"]
         assert "x rules" not in lines
         assert TOKEN not in str(lines)
+
+    async def test_x_is_not_there(self, said: Callable[[], dict[str, str]]) -> None:
+        """Whoever cannot be reached is the token's line, with the setting to look at; nothing is said of rules."""
+        async with XApi(settings=XSettings(tokens=(TOKEN,))) as x:
+            assert await run(x, RULES="coffee", X_URL="http://127.0.0.1:1") == 1
+        lines = said()
+        assert lines["x token"].startswith("failed: X cannot be reached: no connection to 127.0.0.1:1")
+        assert "MILLRACE_X_URL" in lines["x token"]
+        assert "x rules" not in lines
 
     async def test_a_key_that_x_does_not_know(self, said: Callable[[], dict[str, str]]) -> None:
         """So is what X says when it gives no token."""
@@ -105,13 +115,13 @@ class TestAll:
             assert await run(x, RULES="-is:retweet") == 1
         lines = said()
         assert lines["x token"] == "ok: X takes it"
-        assert lines["x rules"].startswith("X refuses the rule '-is:retweet'")
+        assert lines["x rules"].startswith("failed: X refuses the rule '-is:retweet'")
 
     async def test_no_rules_at_all(self, said: Callable[[], dict[str, str]]) -> None:
         """A filtered stream without a rule would never connect."""
         async with XApi(settings=XSettings(tokens=(TOKEN,))) as x:
             assert await run(x) == 1
-        assert said()["x rules"].startswith("X has none, and a filtered stream needs one; set MILLRACE_RULES")
+        assert said()["x rules"].startswith("failed: X has none, and a filtered stream needs one; set MILLRACE_RULES")
 
     async def test_a_stream_without_rules(self, said: Callable[[], dict[str, str]]) -> None:
         """Of a volume stream only the token can be tried."""
@@ -151,8 +161,8 @@ class TestDisk:
         check_disk(tmp_path / "file" / "journal", MIB, report)
         assert report.failures == 1
         assert said()["disk"] == (
-            f"MILLRACE_JOURNAL: {tmp_path / 'file'} cannot be written: Not a directory;"
-            " mend its permissions, or point MILLRACE_JOURNAL to another directory"
+            f"failed: MILLRACE_JOURNAL: {tmp_path / 'file'} cannot be used: Not a directory;"
+            " name a directory that can be written and has room, or write off"
         )
 
 
@@ -180,8 +190,8 @@ class TestClock:
             await check_clock(url, report)
         assert report.failures == 1
         line = said()["clock"]
-        assert line.startswith(("this machine is 300 s", "this machine is 299 s", "this machine is 301 s"))
-        assert f" s {words} {url}; set it by NTP" in line
+        assert line.startswith("failed: this machine is ")
+        assert any(f" is {seconds} s {words} {url}; set it by NTP" in line for seconds in (299, 300, 301))
 
     async def test_right(self, said: Callable[[], dict[str, str]]) -> None:
         """Whole seconds are as exact as it gets."""
@@ -196,7 +206,7 @@ class TestClock:
         report = Report()
         await check_clock("http://127.0.0.1:1", report)
         assert report.failures == 0
-        assert said()["clock"] == "ok: not compared: http://127.0.0.1:1 does not say the time"
+        assert said()["clock"] == "not tried: http://127.0.0.1:1 does not say the time"
 
 
 async def add_rule(x: XApi, value: str, tag: str) -> None:
@@ -224,6 +234,8 @@ class TestRules:
             assert await self.ask(x, "coffee", apply=True, all_owners=True) == 0
             assert capsys.readouterr().out == "- weather  [somebody]\n  coffee  [millrace:]\nmade\n"
             assert len(x.rules) == 1
+            assert await self.ask(x, "coffee", apply=True) == 0
+            assert capsys.readouterr().out == "  coffee  [millrace:]\nnothing to change\n"
 
     async def test_no_rules_are_wanted(self, capsys: pytest.CaptureFixture[str]) -> None:
         """X's are shown, all of them, and --apply deletes none."""

@@ -91,7 +91,7 @@ def test_health_without_a_daemon() -> None:
         code, out, err = millrace("health", environ=STDIN | {"MILLRACE_HTTP_PORT": str(port)})
     assert (code, out) == (1, "")
     (line,) = err.splitlines()
-    assert f"http://127.0.0.1:{port}" in line
+    assert f"http://127.0.0.1:{port}/readyz: Connection refused; see " in line
     assert "MILLRACE_HTTP_PORT" in line
 
 

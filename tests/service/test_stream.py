@@ -473,7 +473,10 @@ async def test_nobody_listens() -> None:
     async with running(url, watcher):
         reason, detail, _, healable = await watcher.loss()
     assert (reason, healable) == (Reason.NETWORK_ERROR, True)
-    assert detail == f"X cannot be reached: no connection to {url.removeprefix('http://')} (Connection refused)"
+    assert detail.startswith(
+        f"X cannot be reached: no connection to {url.removeprefix('http://')} (Connection refused);"
+    )
+    assert "MILLRACE_X_URL" in detail
 
 
 async def test_no_answer_at_all() -> None:
@@ -485,7 +488,10 @@ async def test_no_answer_at_all() -> None:
     watcher = Watcher()
     async with FakeX(behaviour) as x, running(x.url, watcher, stall_seconds=0.2):
         reason, detail, _, _ = await watcher.loss()
-    assert (reason, detail) == (Reason.NETWORK_ERROR, "X cannot be reached: no answer in time")
+    assert (reason, detail) == (
+        Reason.NETWORK_ERROR,
+        "X cannot be reached: no answer in time; check MILLRACE_X_URL and the network",
+    )
 
 
 async def test_a_server_that_hangs_up_is_not_called_in_a_hot_loop() -> None:
