@@ -47,8 +47,9 @@ test: setup-dev ## lint, types and tests
 # These tests wait more than they compute.
 SIDE_BY_SIDE := -n 4 --dist worksteal
 
-test-long: setup-dev ## the long proofs: fifty kills, a minute of faults, an outage, resharding, X's own client
+test-long: setup-dev ## the long proofs: fifty kills, a minute of faults, an outage, resharding, X's own client; every branch of the core
 	$(BIN)/pytest $(SIDE_BY_SIDE) -m long
+	$(BIN)/pytest -n auto --cov=service.core --cov=processor.wire --cov-fail-under=100 tests/service/core tests/processor/test_wire.py
 
 test-page: setup-dev ## the live page in a Chromium
 	$(BIN)/pytest -n auto -m browser

@@ -319,7 +319,7 @@ class Producer:
                 case FailureKind.REFUSED if len(request.records) > 1:
                     record.alone = True
                     self._retry(lane, Trouble.THROTTLED, now)
-                case FailureKind.REFUSED:
+                case _:
                     lane.move(Event.FINAL)
                     message = f"{failure.code}: {failure.message}"
                     outcomes.append(self._end(record.posts, record, DropReason.REFUSED, message))

@@ -43,8 +43,7 @@ class Changes(NamedTuple):
     """
     The difference, in the order in which it is to be made: add, replace, delete. Tags are as X has them.
 
-    `others` are those that belong to another owner and are neither wanted nor to go; `shared` are those of `keep` that
-    belong to another owner.
+    `others` are those that belong to another owner and are neither wanted nor to go.
     """
 
     add: list[Rule]
@@ -52,11 +51,6 @@ class Changes(NamedTuple):
     delete: list[Rule]
     keep: list[Rule]
     others: Sequence[Rule] = ()
-
-    @property
-    def shared(self) -> list[Rule]:
-        """Wanted rules that another owner has already."""
-        return [rule for rule in self.keep if not rule.is_ours]
 
     @property
     def is_empty(self) -> bool:

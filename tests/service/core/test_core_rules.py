@@ -21,7 +21,6 @@ def test_an_unchanged_rule_keeps_its_id() -> None:
     changes = compare([Rule("cats", "animals")], [ours("cats", "animals", "42")])
     assert changes == Changes([], [], [], [ours("cats", "animals", "42")])
     assert changes.is_empty
-    assert changes.shared == []
 
 
 def test_our_stale_rule_is_deleted() -> None:
@@ -40,7 +39,6 @@ def test_a_rule_that_another_owner_has_counts_as_present() -> None:
     changes = compare([Rule("cats", "animals")], [theirs])
     assert changes.is_empty
     assert changes.keep == [theirs]
-    assert changes.shared == [theirs]
 
 
 def test_a_changed_tag_replaces_the_rule() -> None:
