@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo bench test test-long test-page deploy undeploy named quickstart audit format dashboards lock clean
+.PHONY: help setup setup-dev demo bench lint test test-long test-page deploy undeploy named quickstart audit format dashboards lock clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -37,10 +37,12 @@ demo: setup ## the whole pipeline on this machine, then a reconciliation
 bench: setup ## the producer beside its peers, for some ten minutes; writes docs/performance.md
 	@$(BIN)/python -m bench $(if $(POSTS),--posts $(POSTS))
 
-test: setup-dev ## lint, types and tests
+lint: setup-dev ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+test: lint ## lint, types and tests
 	$(BIN)/pytest -n auto -m "not integration and not long"
 	$(BIN)/pytest $(SIDE_BY_SIDE) -m "integration and not long and not container and not browser"
 

@@ -1,11 +1,13 @@
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 
 from service.config import ConfigError, Rule, Secret, Settings, describe, load, markdown
 
-PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "configuration.md"
 NEEDED = {"MILLRACE_STREAM": "posts", "MILLRACE_BEARER_TOKEN": "token-of-mine"}
 
 
@@ -424,8 +426,15 @@ def test_describe() -> None:
 
 
 def test_the_page_is_current() -> None:
-    """docs/configuration.md is what `python -m service config --markdown` prints."""
-    assert markdown() == PAGE.read_text(encoding="utf-8")
+    """docs/configuration.md is what the settings say."""
+    assert markdown() == PAGE.read_text(encoding="utf-8"), "python -m service config --markdown > docs/configuration.md"
+
+
+def test_every_setting_has_a_reader() -> None:
+    """Somebody in the daemon asks for it, or it is among what is asked of X."""
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "service").glob("*.py"))
+    read = {*re.findall(r"settings\.(\w+)", source), *load(NEEDED).parameters()}
+    assert {field.name for field in dataclasses.fields(Settings)} - read == set()
 
 
 def test_the_page_names_every_setting() -> None:
