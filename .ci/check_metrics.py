@@ -11,17 +11,14 @@ import re
 import sys
 import urllib.request
 from collections import Counter
-from pathlib import Path
 
 PROMISED = {
     *("posts_received_total", "posts_recovered_total", "posts_delivered_total", "posts_dropped_total"),
     *("posts_duplicate_total", "posts_buffered", "buffer_bytes", "post_delivery_seconds", "post_lag_seconds"),
     *("put_requests_total", "put_records_total", "put_seconds", "flushes_total", "shard_throttles_total"),
     *("stream_connected", "stream_reconnects_total", "stream_gap_seconds_total", "order_violations_total"),
-    "build_info",
+    *("journal_bytes", "build_info"),
 }
-if Path("service/journal.py").exists():
-    PROMISED.add("journal_bytes")
 
 
 def faults(exposition: str) -> list[str]:

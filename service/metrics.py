@@ -186,9 +186,6 @@ class Metrics:
             most=_CODES_AT_MOST,
         )
         self._put_bytes = self._counter("put_bytes_total", "Bytes of all records sent: data and partition keys.")
-        self._payload_units = self._counter(
-            "put_payload_units_total", "Payload units of 25 KB of all records sent; Kinesis bills those that it took."
-        )
         self._billed_units = self._counter(
             "billed_payload_units_total",
             "Payload units of 25 KB of the records that Kinesis took: by these it bills a provisioned stream.",
@@ -216,7 +213,6 @@ class Metrics:
             "reason",
             list(Reason),
         )
-        self._keep_alives = self._counter("stream_keep_alives_total", "Keep-alive signals that came from the source.")
         self._connected = False
         self._retry_at = 0.0
         self._received_at = self._delivered_at = self._signal_at = 0.0
@@ -312,7 +308,6 @@ class Metrics:
 
     def keep_alive(self) -> None:
         """Tell that the source sent a sign of life."""
-        self._keep_alives.inc()
         self._signal_at = self._wall()
 
     # The sink
@@ -327,7 +322,6 @@ class Metrics:
         self._request_records.observe(len(sizes))
         self._request_bytes.observe(size)
         self._put_bytes.inc(size)
-        self._payload_units.inc(sum([-(-size // PAYLOAD_UNIT_BYTES) for size in sizes]))
         self._retries.inc(sum([record.attempts > 1 for record in request.records]))
         if isinstance(answer, RequestFailure):
             self._requests.labels(answer.kind.value).inc()
@@ -488,11 +482,6 @@ class Metrics:
             ("journal_bytes", "Bytes of the posts in the journal.", buffer.journal_bytes),
             ("journal_limit_bytes", "The journal's limit; 0 without a journal.", journal),
             ("stream_connected", "1 while the source is connected.", int(self._connected)),
-            (
-                "stream_retry_timestamp_seconds",
-                "When the source will be tried again; 0 while it is connected.",
-                self._retry_at,
-            ),
             (
                 "stream_signal_timestamp_seconds",
                 "When the source last gave a sign of life: a line or a keep-alive.",

@@ -278,11 +278,12 @@ OVERVIEW = Board(
             ),
             Panel(
                 "Under way",
-                "Requests under way and how many may be; lanes that wait for an answer or for another try.",
+                "Requests under way and how many may be; lanes, and those that wait for an answer or for another try.",
                 COUNT,
                 {
                     "sum(millrace_put_requests_in_flight{$s})": "requests",
                     "sum(millrace_put_requests_window{$s})": "requests allowed",
+                    "sum(millrace_lanes{$s})": "lanes",
                     "sum(millrace_lanes_in_flight{$s})": "lanes in flight",
                     "sum(millrace_lanes_backing_off{$s})": "lanes backing off",
                 },

@@ -1,4 +1,5 @@
 import json
+import re
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,17 @@ import pytest
 import yaml
 
 from deploy.grafana.generate import DIRECTORY, SELECTION, files
-from tests.deploy.exposed import selectors, unknown
+from tests.deploy.exposed import samples, selectors, unknown
 
 ROOT = Path(__file__).parents[2]
 BOARDS: dict[str, dict[str, Any]] = {
     path.name: json.loads(path.read_text(encoding="utf-8")) for path in sorted(DIRECTORY.glob("*.json"))
 }
+READERS = (
+    "docs/operations.md",
+    "deploy/prometheus/alerts.yml",
+    *(f"deploy/grafana/dashboards/{name}" for name in BOARDS),
+)
 PANELS = [
     pytest.param(panel, id=f"{board}:{panel['title']}")
     for board, content in BOARDS.items()
@@ -66,6 +72,14 @@ def test_a_panel_asks_for_what_the_daemon_shows(panel: dict[str, Any]) -> None:
             assert ("job", "=", "$job") in matchers, name
             assert ("instance", "=~", "$instance") in matchers, name
         assert SELECTION in target["expr"]
+
+
+def test_every_metric_has_a_reader() -> None:
+    """A panel or an alert asks for it, or docs/operations.md says what it is for."""
+    readers = "".join((ROOT / name).read_text(encoding="utf-8") for name in READERS)
+    parts = r"_(bucket|count|sum)\b"
+    read = set(re.findall(r"\bmillrace_\w+", re.sub(parts, "", readers)))
+    assert {re.sub(parts, "", name) for name in samples() if name.startswith("millrace_")} - read == set()
 
 
 def test_grafana_finds_what_it_provisions() -> None:

@@ -48,13 +48,11 @@ FAMILIES = {
     "received_bytes",
     "posts_perhaps_repeated",
     "put_bytes",
-    "put_payload_units",
-    "stream_keep_alives",
     *("billed_payload_units", "billed_bytes", "put_record_retries", "put_errors", "put_request_records"),
     *("put_request_bytes", "shard_records", "shard_bytes", "shard_pace_ratio", "shard_posts_waiting"),
     *("shard_oldest_post_seconds", "posts_on_disk", "buffer_limit_bytes", "journal_limit_bytes", "loop_delay_seconds"),
     *("month_posts", "month_posts_budget", "stream_needs_operator"),
-    *("stream_retry_timestamp_seconds", "stream_signal_timestamp_seconds", "posts_received_timestamp_seconds"),
+    *("stream_signal_timestamp_seconds", "posts_received_timestamp_seconds"),
     *("posts_delivered_timestamp_seconds", "lanes", "lanes_in_flight", "lanes_backing_off", "ready"),
     *("post_whole_way_seconds", "stream_connects_left", "put_requests_in_flight", "put_requests_window"),
 }
@@ -268,11 +266,9 @@ class TestSource:
         assert scraper.value("stream_connected") == 0
         metrics.connected()
         assert scraper.value("stream_connected") == 1
-        metrics.keep_alive()
         metrics.disconnected("stall", "no sign of life for 21 s", 0.5, True)
         assert scraper.value("stream_connected") == 0
         assert scraper.value("stream_reconnects_total", reason="stall") == 1
-        assert scraper.value("stream_keep_alives_total") == 1
 
     def test_what_it_asks_the_source(self, metrics: Metrics, scraper: Scraper) -> None:
         """Gaps, what they cost, and the posts of the month are looked up at each scrape."""
@@ -302,14 +298,14 @@ class TestSource:
         assert scraper.balance() == 0
 
     def test_moments(self, registry: CollectorRegistry) -> None:
-        """When something last came, and when the next try is due, are moments, so that an alert can tell their age."""
+        """When something last came is a moment, so that an alert can tell its age; so is the next try, for the page."""
         wall = Clock()
         metrics = Metrics(registry, wall)
         scraper = Scraper(registry)
-        names = ("posts_received", "posts_delivered", "stream_signal", "stream_retry")
+        names = ("posts_received", "posts_delivered", "stream_signal")
 
         def moments() -> list[float]:
-            return [scraper.value(f"{name}_timestamp_seconds") for name in names]
+            return [*(scraper.value(f"{name}_timestamp_seconds") for name in names), metrics.look().retry_at]
 
         assert moments() == [0, 0, 0, 0]
         metrics.connected()
@@ -328,14 +324,13 @@ class TestSource:
 
 class TestSink:
     def test_requests(self, metrics: Metrics, scraper: Scraper) -> None:
-        """A request is counted with its outcome, its duration, its bytes and the units that it would be billed."""
+        """A request is counted with its outcome, its duration and its bytes."""
         answer = [RecordResult("a", "1"), RecordResult(error_code="InternalFailure"), RecordResult("b", "2")]
         metrics.request_done(request([100, 25_600, 25_601]), 0.03, answer)
         metrics.request_done(request([50]), 0.01, RequestFailure(FailureKind.UNKNOWN, "500", "it failed"))
         assert scraper.value("put_requests_total", outcome="partial") == 1
         assert scraper.value("put_requests_total", outcome="unknown") == 1
         assert scraper.value("put_bytes_total") == 51_351
-        assert scraper.value("put_payload_units_total") == 1 + 1 + 2 + 1
         assert scraper.value("put_seconds_count") == 2
         assert scraper.value("put_seconds_bucket", le="0.01") == 1
         assert scraper.value("put_request_records_sum") == 4
