@@ -108,7 +108,7 @@ class Source:
         self._watch.rejected = intake.reject
         await self._insist(self._token.get)
         if self._settings.rules:
-            log_changes(await self._insist(lambda: self._sync(wanted_rules(self._settings))))
+            log_changes(await self._insist(lambda: self._sync(wanted_rules(self._read_settings()))))
             self._keeper = RulesKeeper(self._read_rules, self._stamp_rules, self._sync, self._rules_changed)
         partition = f"?partition={self._settings.partition}" if self._settings.partition else ""
         self._stream = Stream(
@@ -135,9 +135,9 @@ class Source:
 
     def reload(self) -> None:
         """Read the rules again, and apply them."""
-        if self._keeper is None:
+        if not self._settings.rules:
             log.info("nothing_to_reload", way_out="rules come from MILLRACE_RULES_FILE or MILLRACE_RULES")
-        else:
+        elif self._keeper is not None:
             self._keeper.reload()
 
     # Posts

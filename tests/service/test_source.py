@@ -254,6 +254,21 @@ async def test_rules_that_x_refuses_at_the_start_end_it(tmp_path: Path) -> None:
             await asyncio.wait_for(rig.source.run(rig), SECONDS)
 
 
+async def test_rules_that_change_before_the_first_answer_of_x(tmp_path: Path) -> None:
+    """Those of the file as it is then are applied, and a signal meanwhile does not say that there are none."""
+    file = tmp_path / "rules.yaml"
+    file.write_text("- coffee\n", encoding="utf-8")
+    async with x_api() as x:
+        rig = Rig(x, tmp_path, RULES="", RULES_FILE=str(file))
+        file.write_text("- tea\n", encoding="utf-8")
+        with capture_logs() as logs:
+            rig.source.reload()
+        async with rig.running():
+            await until(lambda: rig.health.is_ready)
+    assert logs == []
+    assert [rule["value"] for rule in rules_of(x)] == ["tea"]
+
+
 async def test_a_signal_where_there_are_no_rules(tmp_path: Path) -> None:
     """It is answered in the log, and does no harm."""
     async with x_api() as x:
