@@ -34,12 +34,15 @@ async def serve(options: argparse.Namespace) -> None:
 
     kinesis = process("kinesis", kinesis_command(options.directory, options.kinesis_port))
     table = process("table", TABLE_COMMAND, "--port", str(options.dynamodb_port))
-    urls = (f"http://127.0.0.1:{port}" for port in (options.kinesis_port, options.dynamodb_port))
-    mapping = process("mapping", mapping_command(options.directory, *urls), "--port", str(options.port))
     async with AsyncExitStack() as stack:
-        for one in (kinesis, table, mapping):
+        for one in (kinesis, table):
             stack.push_async_callback(one.stop)
             await one.start()
+        # Only now: with port 0 they have chosen theirs.
+        urls = (f"http://127.0.0.1:{one.url.rpartition(':')[2]}" for one in (kinesis, table))
+        mapping = process("mapping", mapping_command(options.directory, *urls), "--port", str(options.port))
+        stack.push_async_callback(mapping.stop)
+        await mapping.start()
         print(f"AWS stand-ins: stream {STREAM} at {kinesis.url}, table {TABLE} at {table.url}", flush=True)
         while not stopped.is_set():
             try:
@@ -55,7 +58,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m local aws", description="Kinesis, the table and the Lambda.")
     parser.add_argument("--directory", type=Path, required=True, help="for logs, the stream's records, failures")
     parser.add_argument("--host", default="127.0.0.1", help="to listen on (%(default)s)")
-    parser.add_argument("--kinesis-port", type=int, default=4567, help="(%(default)s)")
+    parser.add_argument("--kinesis-port", type=int, default=4567, help="0 takes any free one (%(default)s)")
     parser.add_argument("--dynamodb-port", type=int, default=4566, help="(%(default)s)")
     parser.add_argument("--port", type=int, default=4568, help="of the mapping's statistics (%(default)s)")
     options = parser.parse_args(arguments)
