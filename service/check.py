@@ -36,6 +36,8 @@ DISK_TEST_BYTES = MIB
 SLOW_DISK_SECONDS = 1.0
 # For these X has not even looked at the rules.
 BEFORE_RULES = (Reason.UNAUTHORIZED, Reason.NETWORK_ERROR)
+# SQLite's write-ahead log: 48 MiB, and a large transaction more. A disk that it fills cannot take it into the file.
+LOG_BYTES = 64 * MIB
 
 
 class Report:
@@ -94,9 +96,10 @@ def check_disk(journal: Path | None, limit: int, report: Report) -> None:
     except OSError as error:
         report.bad("disk", f"MILLRACE_JOURNAL: {place} cannot be used: {error.strerror}; {way_out}")
         return
-    if free < limit:
+    if free < limit + LOG_BYTES:
         words = f"{free / MIB:,.0f} MiB are free for {journal}, and MILLRACE_JOURNAL_LIMIT is {limit / MIB:,.0f} MiB"
-        report.bad("disk", f"{words}; make room, or lower the limit")
+        more = f"and {LOG_BYTES // MIB} more beside it"
+        report.bad("disk", f"{words}, {more}; make room, or lower the limit")
     elif seconds > SLOW_DISK_SECONDS:
         report.bad("disk", f"{place} took {seconds:.1f} s for a write of 1 MiB; use a faster disk for MILLRACE_JOURNAL")
     else:

@@ -317,7 +317,9 @@ class Settings:
         Reader(_parse_journal, "directory, or off", lambda path: "off" if path is None else str(path)),
         "Where posts are kept until Kinesis has confirmed them.",
     ] = Path("./journal")
-    journal_limit: Annotated[int, _size(MIB), "Bytes of the journal on disk."] = 8 * 1024 * MIB
+    journal_limit: Annotated[int, _size(MIB), "Bytes of posts in the journal; its files may take twice as much."] = (
+        8 * 1024 * MIB
+    )
     http_host: Annotated[
         str, Reader(str, "address or name"), "Where the admin server listens; 0.0.0.0 opens it to the network."
     ] = "127.0.0.1"
