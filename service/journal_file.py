@@ -214,7 +214,8 @@ class JournalFile:
             "journal_damaged",
             error=str(error),
             set_aside=path,
-            way_out="see why; the .recover of the sqlite3 shell may save posts from that file",
+            way_out="that of another version can be sent by it, see docs/operations.md, To go back; from a"
+            " damaged one the .recover of the sqlite3 shell may save posts",
         )
         return DamagedError(f"{error}; set aside as {path}")
 
@@ -243,8 +244,10 @@ def _check(database: sqlite3.Connection) -> None:
     (version,) = database.execute("PRAGMA user_version").fetchone()
     if (tables, application, version) == (0, 0, 0):
         database.executescript(_SCHEMA)
-    elif (application, version) != (_APPLICATION_ID, _VERSION):
-        raise DamagedError("it is no journal of this version of Millrace")
+    elif application != _APPLICATION_ID:
+        raise DamagedError("it is no journal of Millrace")
+    elif version != _VERSION:
+        raise DamagedError(f"another version of Millrace wrote it: its form is {version}, here it is {_VERSION}")
 
 
 def _code(error: Exception) -> int:

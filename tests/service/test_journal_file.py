@@ -248,6 +248,16 @@ class TestDamage:
         assert len(before) == aside.stat().st_size
         assert reopened(tmp_path)[1] == [Row(0, [b"x"], b"")]
 
+    def test_the_file_of_another_version_is_called_so(self, tmp_path: Path) -> None:
+        """Whoever goes back to an older version reads that the newer one can still send what is in the file."""
+        with opened(tmp_path):
+            pass
+        change("PRAGMA user_version = 2")(tmp_path / FILE_NAME)
+        with structlog.testing.capture_logs() as logs, opened(tmp_path):
+            pass
+        assert "another version of Millrace wrote it: its form is 2, here it is 1" in logs[0]["error"]
+        assert "To go back" in logs[0]["way_out"]
+
     def test_two_damaged_files_of_one_second_are_both_kept(self, tmp_path: Path) -> None:
         """A file that was set aside is never overwritten."""
         for text in (b"first" * 999, b"second" * 999):
