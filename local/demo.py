@@ -15,6 +15,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -72,8 +73,8 @@ TROUBLES = (
 ROUND_SECONDS = 30.0
 
 FOR_REAL = """\
-To do it for real: deploy deploy/template.yaml, set MILLRACE_BEARER_TOKEN, MILLRACE_RULES and MILLRACE_STREAM, and
-start `python -m service`. README.md leads through it step by step."""
+To do it for real: `make deploy STACK=millrace`, set MILLRACE_BEARER_TOKEN, MILLRACE_RULES and MILLRACE_STREAM, and
+start `.venv/bin/python -m service`. "For real" in README.md leads through it step by step."""
 
 
 class DemoError(Exception):
@@ -147,7 +148,17 @@ class View:
 
     def line(self) -> str:
         """Say it in one line, for a log."""
-        names = ("rules", "sent", "received", "backfilled", "delivered", "buffered", "throttled", "reconnects", "done")
+        names = (
+            "rules",
+            "sent",
+            "received",
+            "repeats",
+            "backfilled",
+            "delivered",
+            "buffered",
+            "throttled",
+            "reconnects",
+        )
         return "  ".join(f"{name} {self._total(name)}" for name in names) + (
             f"  <- {self.trouble}" if self.trouble else ""
         )
@@ -182,9 +193,9 @@ async def run(environ: Mapping[str, str], console: Console) -> int:
         result = await pipeline.reconcile()
         answers = await asyncio.to_thread(_answers, pipeline, console.width)
     kept = pipeline.quarantined()
-    _report(console, view, result, len(kept), answers)
+    _report(console, view, result, kept, answers)
     faults = [view.unbalanced] if view.unbalanced else []
-    if sorted(kept) != sorted(pipeline.put_in):
+    if sorted(record for record, _ in kept) != sorted(pipeline.put_in):
         faults.append(
             f"the quarantine holds {len(kept)} records, and not those {len(pipeline.put_in)} that belong there"
         )
@@ -267,12 +278,19 @@ def _answers(pipeline: Pipeline, columns: int) -> list[tuple[str, str]]:
 
 
 def _report(
-    console: Console, view: View, result: Reconciliation, quarantined: int, answers: list[tuple[str, str]]
+    console: Console,
+    view: View,
+    result: Reconciliation,
+    kept: list[tuple[bytes, str]],
+    answers: list[tuple[str, str]],
 ) -> None:
-    total = {name: f"{view.totals[name]:>9,.0f}" for name in ("received", "backfilled", "delivered")}
+    total = {name: f"{view.totals[name]:>9,.0f}" for name in ("received", "backfilled", "delivered", "dropped")}
     console.print()
     for line in result.summary().splitlines():
         name = line.split("  ")[0]
+        if name == "put aside":
+            # Here these are what was dropped, and what is in quarantine.
+            continue
         good = name in {"lost", "out of order"} and line.split()[-1] == "0"
         bad = name in {"lost", "out of order"} and not good
         console.print(line, style="bold green" if good else "bold red" if bad else None, highlight=False)
@@ -281,7 +299,10 @@ def _report(
             console.print(f"received      {total['received']}, with {repeats}", highlight=False)
             console.print(f"backfilled    {total['backfilled']}, after a connection was lost", highlight=False)
             console.print(f"delivered     {total['delivered']}", highlight=False)
-    console.print(f"quarantined   {quarantined:>9,}, what another producer sent", highlight=False)
+            console.print(f"dropped       {total['dropped']}", highlight=False)
+    console.print(f"quarantined   {len(kept):>9,}, what another producer sent", highlight=False)
+    for reason, number in sorted(Counter(reason for _, reason in kept).items()):
+        console.print(f"{number:>23,}  {reason}", markup=False, highlight=False, soft_wrap=True)
     for command, answer in answers:
         console.print(f"\n$ {command}", style="bold", markup=False, highlight=False, soft_wrap=True)
         console.print(answer, markup=False, highlight=False, soft_wrap=True)

@@ -246,12 +246,12 @@ class Pipeline:
             ids = await fetch_table_ids(dynamodb, TABLE)
         return reconcile(sent, shards, ids, letters | read_quarantine(self.failures / "quarantine"))
 
-    def quarantined(self) -> list[bytes]:
-        """What the function has put aside."""
-        return [
-            base64.b64decode(json.loads(path.read_text(encoding="utf-8"))["data"])
-            for path in (self.failures / "quarantine").rglob("*.json")
+    def quarantined(self) -> list[tuple[bytes, str]]:
+        """What the function has put aside: each record, or line of one, with its reason."""
+        found = [
+            json.loads(path.read_text(encoding="utf-8")) for path in (self.failures / "quarantine").rglob("*.json")
         ]
+        return [(base64.b64decode(document["data"]), document["reason"]) for document in found]
 
     # Its parts
 
