@@ -247,6 +247,30 @@ async def test_room_comes_back_with_an_answer() -> None:
 
 
 @virtual_time
+async def test_room_comes_back_with_the_shards() -> None:
+    """A record that was stored on an unknown shard has its outcome when they are listed, not when it was answered."""
+    rig = Rig(memory=100 + POST_OVERHEAD_BYTES)
+    async with rig.running():
+        rig.sink.open = HALVES
+        rig.sender.offer([post(1)])
+        await rig.sender.room()
+        assert rig.delivered() == ["1"]
+
+
+@virtual_time
+async def test_no_timer_is_left_behind() -> None:
+    """What wakes it before its time has come would leave one each time, for minutes."""
+    rig = Rig()
+    loop = asyncio.get_running_loop()
+    async with rig.running():
+        for number in range(20):
+            rig.sender.offer([post(number)])
+            await asyncio.sleep(1)
+        timers = [handle for handle in loop._scheduled if not handle.cancelled()]  # type: ignore[attr-defined]
+        assert len(timers) == 2, "the sender's and the hour's of this test"
+
+
+@virtual_time
 async def test_an_answer_that_frees_nothing_gives_no_room() -> None:
     """The waiter looks again, and waits on."""
     rig = Rig(memory=100 + POST_OVERHEAD_BYTES)

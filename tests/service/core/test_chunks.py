@@ -199,6 +199,18 @@ class TestBatch:
         assert chunks.held_bytes == 100
         assert chunks.next_batch(3 * SWEEP_BEATS, everything=True) is None
 
+    def test_few_rows_are_written_anew_at_once(self) -> None:
+        """All that a slow lane pins could be the whole of memory: no more of it than a batch has, the oldest first."""
+        chunks = Chunks(NEW, GIB)
+        at_once = BATCH_BYTES // CHUNK_BYTES
+        taken = [take(chunks, [b"x" * CHUNK_BYTES, b"", b"", b""]) for _ in range(at_once + 1)]
+        write(chunks)
+        write(chunks)
+        chunks.confirm(position for positions in taken for position in positions[1:])
+        batch = chunks.next_batch(2 * SWEEP_BEATS, everything=True)
+        assert batch is not None
+        assert [number for number, _ in batch.sweeps] == list(range(at_once))
+
     def test_a_pinned_row_that_ends_meanwhile(self) -> None:
         """Its new size is nobody's."""
         chunks = Chunks(NEW, GIB)
@@ -225,6 +237,18 @@ def test_a_file_that_is_lost() -> None:
     chunks.confirm([held])
     chunks.settle(1)
     assert write(chunks) == Batch([Row(8, [b"c" * 10], b"")], [], [], [])
+
+
+def test_what_was_to_be_noted_in_a_file_that_is_lost() -> None:
+    """The new one has no rows to delete, and none to flag."""
+    chunks = Chunks(NEW, GIB)
+    whole, part = take(chunks, [b"x" * CHUNK_BYTES]), take(chunks, [b"a", b"b"])
+    write(chunks)
+    chunks.confirm([*whole, part[0]])
+    chunks.settle(1)
+    chunks.lose()
+    assert chunks.is_settled
+    assert chunks.next_batch(1, everything=True) is None
 
 
 def test_a_file_that_is_lost_before_the_first_write() -> None:

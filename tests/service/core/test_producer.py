@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from processor import wire
 from service.core.aggregator import COMPRESSED_GROWTH, LARGEST_BYTES, TARGET_BYTES
+from service.core.lane import Lane
 from service.core.limits import (
     DEFAULT_RECORD_BYTES,
     HASH_KEYS,
@@ -325,6 +326,7 @@ class Rig:
         linger: float = 0.1,
         memory: int = 1 << 30,
         compress: bool = False,
+        rng: Random | None = None,
     ) -> None:
         self.model = Model(shards(count))
         self.producer = Producer(
@@ -333,7 +335,7 @@ class Rig:
             linger=linger,
             memory_limit=memory,
             compress=compress,
-            rng=Longest(),
+            rng=rng or Longest(),
         )
         self.producer.on_shards(self.model.open, 0.0)
         self.count = 0
@@ -643,6 +645,20 @@ class TestTrouble:
                 delivered += lines(rig.answer(request, now))
         assert now - back <= 0.5
         assert sorted(delivered) == sorted(post.line for post in posts)
+
+    def test_after_an_outage_lanes_do_not_come_all_at_once(self) -> None:
+        """Those whose own delay has seconds to go are spread over the half second."""
+        rig = Rig(count=16, linger=0.0, rng=Random(1))
+        rig.producer.offer([rig.post(key(shard, 16)) for shard in range(16)], 0.0)
+        now, late = 0.0, list[Lane]()
+        while len(late) < 2:
+            for request in rig.producer.requests(now):
+                rig.producer.on_failure(request, NOT_STORED, now)
+            now = rig.producer.next_deadline()
+            late = [lane for lane in rig.producer._lanes if lane.ready_at > now + 1]
+        rig.answer(rig.only_request(now), now)
+        assert len({lane.ready_at for lane in late}) == len(late)
+        assert all(now < lane.ready_at <= now + 0.5 for lane in late)
 
     def test_one_failure_among_answers_holds_nobody_up(self) -> None:
         """A broken connection says nothing about the others: only its own lanes wait."""
