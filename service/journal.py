@@ -81,7 +81,6 @@ class Journal:
         self._loop = asyncio.get_running_loop()
         self._beats = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._reading = asyncio.Lock()
         self._writing: asyncio.Future[Mapping[int, int]] | None = None
         self._writing_since = 0  # beats
         self._overdue = False
@@ -155,15 +154,15 @@ class Journal:
 
         Reads whole chunks until `limit` bytes are reached, and at least one; a chunk is 256 KiB, or what came in one
         `append`. Empty only if there is no backlog. The posts leave the backlog at the moment in which it returns:
-        await it directly, or what is appended in between overtakes them. Waits while the disk cannot be read.
+        await it directly, or what is appended in between overtakes them. Waits while the disk cannot be read. For one
+        reader only.
         """
-        async with self._reading:
-            while self._chunks.stored:
-                rows = await self._read_rows(limit)
-                posts = self._chunks.take_rows((stored.row() for stored in rows), self._beats)
-                if posts:
-                    return posts
-            return self._chunks.take_waiting(limit)
+        while self._chunks.stored:
+            rows = await self._read_rows(limit)
+            posts = self._chunks.take_rows((stored.row() for stored in rows), self._beats)
+            if posts:
+                return posts
+        return self._chunks.take_waiting(limit)
 
     async def flush(self) -> None:
         """Write all that was appended or confirmed before; gives up as soon as the disk fails."""
@@ -212,7 +211,6 @@ class Journal:
         if not everything and self._beats < self._retry_at:
             return False
         batch = self._chunks.next_batch(self._beats, everything=everything)
-        self._overdue |= self._chunks.has_more
         if batch is None:
             return False
         self._writing = self._run(self._file.write, batch)

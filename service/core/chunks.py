@@ -81,7 +81,6 @@ class Chunks:
     Attributes:
         held_bytes: of posts. A chunk counts until all of its posts are confirmed.
         stored: posts of the backlog that are in rows, to be read from `cursor` on.
-        has_more: the last batch left something behind for the next.
     """
 
     def __init__(self, contents: Contents, limit: int) -> None:
@@ -89,7 +88,6 @@ class Chunks:
         self.held_bytes = contents.bytes
         self.stored = contents.posts
         self.cursor = contents.first
-        self.has_more = False
         self._next_number = contents.next
         self._open: _Chunk | None = None  # takes what is appended
         self._held: dict[int, _Chunk] = {}  # those in memory, which can be confirmed
@@ -243,12 +241,8 @@ class Chunks:
         self.settle(beat)
         chunks: list[_Chunk] = []
         size = 0
-        self.has_more = False
         for chunk in self._unwritten:
-            if size >= BATCH_BYTES:
-                self.has_more = True
-                break
-            if not everything and chunk.beat > beat - YOUNG_BEATS:
+            if size >= BATCH_BYTES or (not everything and chunk.beat > beat - YOUNG_BEATS):
                 break
             chunks.append(chunk)
             size += chunk.size

@@ -56,6 +56,7 @@ class Disk:
     def __init__(self, *fails_at: str) -> None:
         self.fails_at = fails_at or ("BEGIN", "SELECT")
         self.error: sqlite3.Error | None = None
+        self.refusals = 0
         self.gate = threading.Event()
         self.gate.set()
         self.commits = 0
@@ -70,6 +71,7 @@ class Disk:
                 if sql == "BEGIN":
                     disk.gate.wait(20)
                 if disk.error is not None and sql.startswith(disk.fails_at):
+                    disk.refusals += 1
                     raise disk.error
                 cursor = super().execute(sql, *parameters)
                 if sql == "COMMIT":
@@ -404,7 +406,7 @@ class TestFailingDisk:
         assert taken - 1 == shed.posts == len(shed.lines)
 
     async def test_a_read_waits_for_the_disk(self, tmp_path: Path) -> None:
-        """While the file cannot be read the backlog stays where it is; when it can, it comes."""
+        """While the file cannot be read the backlog stays where it is, and it pauses; when it can, it comes."""
         disk = Disk()
         async with opened(tmp_path, connect=disk.connect) as journal:
             take(journal, numbered(0, 3), in_memory=False)
@@ -412,6 +414,7 @@ class TestFailingDisk:
             disk.error = sqlite3.OperationalError("disk I/O error")
             with structlog.testing.capture_logs() as logs, pytest.raises(TimeoutError):
                 await asyncio.wait_for(journal.read(MIB), 0.05)
+            assert disk.refusals == 1
             assert events(logs, "error") == ["journal_failed"]
             assert journal.backlog == 3
             disk.error = None
