@@ -9,7 +9,7 @@ import structlog
 from service.app import Daemon
 from service.config import load
 from service.core.limits import HASH_KEYS
-from service.core.records import Post, Shard
+from service.core.records import DropReason, Outcome, Post, Shard
 
 
 @pytest.fixture(autouse=True)
@@ -33,3 +33,20 @@ async def test_the_limit_that_is_told_is_where_the_room_ends() -> None:
         producer.offer([Post(b"x" * 1000, "1", b"key", 0.0)], 0.0)
     look = daemon._metrics.look()
     assert look.buffer_bytes >= look.buffer_limit
+
+
+@pytest.mark.parametrize(
+    ("reason", "comes_again"),
+    [(DropReason.MEMORY_FULL, True), (DropReason.JOURNAL_FULL, True), (DropReason.REFUSED, False), (None, False)],
+)
+async def test_what_had_no_room_may_come_again(reason: DropReason | None, comes_again: bool) -> None:
+    """A backfill may bring it back; what was delivered, or can never be, is left out as a repeat."""
+    environ = {"MILLRACE_STREAM": "posts", "MILLRACE_BEARER_TOKEN": "token", "MILLRACE_JOURNAL": "off"}
+    daemon = Daemon(load(environ | {"MILLRACE_RULES": "cats"}), {})
+    daemon._open_source()
+    assert daemon._source is not None
+    post = Post(b"{}", "1860000000000000000", b"key", 0.0)
+    assert daemon._source.sift([post]) == [post]
+    assert daemon._source.sift([post]) == []
+    daemon._on_outcomes([Outcome([post], reason, 0)])
+    assert daemon._source.sift([post]) == [post] * comes_again
