@@ -107,7 +107,7 @@ class Stream:
     @property
     def takes_posts(self) -> bool:
         """Whether a post that falls due now belongs to this connection."""
-        return self._ending is None or (self._ending in MID_LINE and not self._queue)
+        return self._ending is None or (self._ending in MID_LINE and not self._queue and self.record.ending == "open")
 
     @property
     def has_room(self) -> bool:

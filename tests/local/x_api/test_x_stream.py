@@ -262,12 +262,14 @@ async def test_endings_in_the_middle_of_a_line(ending: Ending, tail: list[bytes]
     async with serving(Settings(rate=0.001, limit=1), source) as api, connected(api) as client:
         await client.head()
         await api.feed.until(lambda: api.feed.streams)
+        (stream,) = api.feed.streams
         api.faults.inject(ending)
         api.feed.set_rate(0)
         line = source.line(1)
         assert await client.chunks_to_end() == [line[: len(line) // 2], *tail]
         await api.feed.until(lambda: not api.feed.streams)
         assert (ending, 0, 1) == _end_of_first(api)
+        assert not stream.takes_posts
 
 
 @pytest.mark.parametrize("ending", [Ending.FIN_MID_BLOCK, Ending.LAST_CHUNK_MID_BLOCK])
