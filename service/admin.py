@@ -148,7 +148,7 @@ class Admin:
             await web.TCPSite(self._runner, self._host, self._wanted_port).start()
         except OSError as error:
             await self._runner.cleanup()
-            raise AdminError(self._explain(error)) from error
+            raise AdminError(explain(error, self._host, self._wanted_port)) from error
         return self
 
     async def __aexit__(
@@ -162,20 +162,6 @@ class Admin:
         """The port that it listens on."""
         port: int = self._runner.addresses[0][1]
         return port
-
-    def _explain(self, error: OSError) -> str:
-        match error.errno:
-            case errno.EADDRINUSE:
-                setting, way_out = "PORT", "is in use; stop what uses it, or choose another (0 takes any free one)"
-            case errno.EACCES:
-                setting, way_out = "PORT", "is not allowed for this user; choose one from 1024 upwards"
-            case _:
-                setting, way_out = (
-                    "HOST",
-                    f"cannot be used ({error.strerror or error}); write an address of this machine",
-                )
-        value = self._wanted_port if setting == "PORT" else self._host
-        return f"MILLRACE_HTTP_{setting}: {value} {way_out}"
 
     @web.middleware
     async def _answer_cleanly(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -216,6 +202,18 @@ class Admin:
 
     def _event(self, name: str, value: Mapping[str, object]) -> bytes:
         return b"event: %s\ndata: %s\n\n" % (name.encode(), self._clean(orjson.dumps(value)))
+
+
+def explain(error: OSError, host: str, port: int) -> str:
+    """Say in one line why nobody can listen there, with the setting and the way out."""
+    match error.errno:
+        case errno.EADDRINUSE:
+            return f"MILLRACE_HTTP_PORT: {port} is in use; stop what uses it, or choose another (0 takes any free one)"
+        case errno.EACCES:
+            return f"MILLRACE_HTTP_PORT: {port} is not allowed for this user; choose one from 1024 upwards"
+        case _:
+            words = f"{host} cannot be used ({error.strerror or error})"
+            return f"MILLRACE_HTTP_HOST: {words}; write an address of this machine"
 
 
 def _file(name: str, kind: str) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:

@@ -6,6 +6,7 @@ not connected.
 """
 
 import asyncio
+import errno
 import os
 import random
 import sys
@@ -18,6 +19,7 @@ from tempfile import TemporaryFile
 
 import aiohttp
 
+from service.admin import explain
 from service.config import Settings
 from service.core.limits import MIB
 from service.core.reconnect import Reason
@@ -69,6 +71,7 @@ async def check(settings: Settings, environ: Mapping[str, str]) -> int:
     report = Report()
     report.well("configuration", f"source {settings.source}, stream {settings.stream}")
     await asyncio.to_thread(check_disk, settings.journal, settings.journal_limit, report)
+    await check_port(settings.http_host, settings.http_port, report)
     clock_url = await _check_kinesis(settings, environ.get("AWS_REGION") or None, report)
     if settings.source != "stdin":
         await _check_x(settings, report)
@@ -104,6 +107,22 @@ def check_disk(journal: Path | None, limit: int, report: Report) -> None:
         report.bad("disk", f"{place} took {seconds:.1f} s for a write of 1 MiB; use a faster disk for MILLRACE_JOURNAL")
     else:
         report.well("disk", f"{free / MIB:,.0f} MiB are free for {journal}, 1 MiB written in {seconds * 1000:.0f} ms")
+
+
+async def check_port(host: str, port: int, report: Report) -> None:
+    """Try whether the admin server can listen there. A port in use is no failure: `check` may run beside a daemon."""
+    try:
+        server = await asyncio.start_server(lambda _reader, writer: writer.close(), host, port)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            words = f"MILLRACE_HTTP_PORT: {port} is in use; if not by a daemon on these settings, choose another"
+            report.untried("port", words)
+        else:
+            report.bad("port", explain(error, host, port))
+        return
+    server.close()
+    await server.wait_closed()
+    report.well("port", f"{port} is free on {host}")
 
 
 async def _check_kinesis(settings: Settings, region: str | None, report: Report) -> str:

@@ -195,7 +195,7 @@ async def test_check_and_rules_say_what_is_there(tmp_path: Path) -> None:
         environment = running.daemon_environment()
         code, output, _ = await run_service(environment, "check")
         assert code == 0, output
-        names = ["configuration", "disk", "credentials", "stream", "permissions", "x token", "x rules", "clock"]
+        names = ["configuration", "disk", "port", "credentials", "stream", "permissions", "x token", "x rules", "clock"]
         # A dry run might store a record where it is not AWS that is asked.
         words = ["not tried:" if name == "permissions" else "ok:" for name in names]
         starts = [f"{name:<14} {word} " for name, word in zip(names, words, strict=True)]

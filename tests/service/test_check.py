@@ -1,4 +1,5 @@
 import os
+import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from email.utils import formatdate
@@ -12,7 +13,7 @@ from aiohttp import web
 from local.kinesis.server import LocalKinesis
 from local.x_api.server import XApi
 from local.x_api.settings import Settings as XSettings
-from service.check import Report, check, check_clock, check_disk, gaps, rules
+from service.check import Report, check, check_clock, check_disk, check_port, gaps, rules
 from service.config import load
 from service.core.gaps import Gap, Kept
 from service.core.limits import MIB
@@ -54,6 +55,7 @@ async def run(x: XApi, stream: str = "posts", **settings: str) -> int:
         "MILLRACE_X_URL": x.url,
         "MILLRACE_BEARER_TOKEN": TOKEN,
         "MILLRACE_JOURNAL": "off",
+        "MILLRACE_HTTP_PORT": "0",
         **{f"MILLRACE_{name}": value for name, value in settings.items()},
     }
     async with LocalKinesis({"posts": 4}) as kinesis:
@@ -67,7 +69,7 @@ class TestAll:
         async with XApi(settings=XSettings(tokens=(TOKEN,))) as x:
             assert await run(x, RULES="coffee") == 0
         lines = said()
-        names = ["configuration", "disk", "credentials", "stream", "permissions", "x token", "x rules", "clock"]
+        names = ["configuration", "disk", "port", "credentials", "stream", "permissions", "x token", "x rules", "clock"]
         assert list(lines) == names
         assert lines["configuration"] == "ok: source filtered, stream posts"
         assert lines["stream"] == "ok: posts, ACTIVE, PROVISIONED, 4 open shards"
@@ -136,7 +138,7 @@ class TestAll:
         """X is not asked, and the clock is compared with that of Kinesis."""
         async with XApi(settings=XSettings(tokens=(TOKEN,))) as x:
             assert await run(x, SOURCE="stdin", BEARER_TOKEN="") == 0
-        assert list(said()) == ["configuration", "disk", "credentials", "stream", "permissions", "clock"]
+        assert list(said()) == ["configuration", "disk", "port", "credentials", "stream", "permissions", "clock"]
 
 
 class TestDisk:
@@ -172,6 +174,28 @@ class TestDisk:
             f"failed: MILLRACE_JOURNAL: {tmp_path / 'file'} cannot be used: Not a directory;"
             " name a directory that can be written and has room, or write off"
         )
+
+
+class TestPort:
+    async def test_in_use(self, said: Callable[[], dict[str, str]]) -> None:
+        """It may be a daemon that has it, so that is no failure; the setting is named for the other case."""
+        report = Report()
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            port = taken.getsockname()[1]
+            await check_port("127.0.0.1", port, report)
+        assert report.failures == 0
+        assert said()["port"].startswith(f"not tried: MILLRACE_HTTP_PORT: {port} is in use;")
+        await check_port("127.0.0.1", port, report)
+        assert said()["port"] == f"ok: {port} is free on 127.0.0.1"
+
+    async def test_foreign_address(self, said: Callable[[], dict[str, str]]) -> None:
+        """An address of another machine is the line that a start would end with."""
+        report = Report()
+        await check_port("192.0.2.1", 0, report)
+        assert report.failures == 1
+        assert said()["port"].startswith("failed: MILLRACE_HTTP_HOST: 192.0.2.1 cannot be used")
 
 
 class TestClock:

@@ -132,12 +132,13 @@ def test_run_without_a_region() -> None:
 
 def test_check_tells_good_from_bad() -> None:
     """A line for each thing that run needs, as far as one stands on another, and code 1 if one of them is missing."""
-    code, out, err = millrace("check", environ=STDIN | NO_AWS | {"MILLRACE_JOURNAL": "off"})
+    code, out, err = millrace("check", environ=STDIN | NO_AWS | {"MILLRACE_JOURNAL": "off", "MILLRACE_HTTP_PORT": "0"})
     assert (code, err) == (1, "")
-    configuration, disk, credentials = out.splitlines()
+    configuration, disk, port, credentials = out.splitlines()
     assert configuration == "configuration  ok: source stdin, stream posts"
     assert disk.startswith("disk           ok: MILLRACE_JOURNAL is off")
-    assert credentials.startswith("credentials    ")
+    assert port.startswith("port           ok: ")
+    assert credentials.startswith("credentials    failed: ")
     assert "AWS_REGION" in credentials
 
 
