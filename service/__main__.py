@@ -9,11 +9,7 @@ The commands of the daemon.
     python -m service letters   print the lines of the dead letters; --reason NAME only those with that reason
     python -m service config    print the effective configuration; --markdown prints the table of all settings
 
-To put dead letters back, once what kept them out is mended, pipe them into a run that reads its standard input. It
-needs a journal of its own, or none, while another daemon runs:
-
-    python -m service letters --reason post_too_large |
-        MILLRACE_SOURCE=stdin MILLRACE_JOURNAL=off python -m service
+Dead letters are put back by piping them into a second daemon: see docs/operations.md, Put letters back.
 
 Everything else is set by environment variables: see docs/configuration.md. Exit codes: 0 well, 1 it failed, 2 the
 configuration is not usable.

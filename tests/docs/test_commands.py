@@ -132,7 +132,7 @@ def _docker(arguments: list[str]) -> None:
     verb, *rest = rest
     services = yaml.safe_load((ROOT / file).read_text(encoding="utf-8"))["services"]
     known = {"--build", "--rm", "--detach", "-d", "-v", "--pull"}
-    assert verb in {"up", "down", "run", "ps", "logs", "stop", "start", "build", "config"}
+    assert verb in {"up", "down", "run", "ps", "logs", "stop", "start", "build", "config", "exec"}
     assert {word for word in rest if word.startswith("-")} <= known
     named = [word for word in rest if not word.startswith("-")]
     assert not named or named[0] in services

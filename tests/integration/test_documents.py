@@ -1,6 +1,8 @@
 """The commands of the documents that need no account, run beside a daemon that carries posts."""
 
 import asyncio
+import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -11,7 +13,9 @@ from aiohttp.test_utils import TestServer
 
 from local.pipeline import STACK, Pipeline
 from local.template import load
-from tests.docs.documents import DOCUMENTS, commands, words
+from service.core.records import DropReason
+from service.dead_letters import DeadLetters
+from tests.docs.documents import DOCUMENTS, ROOT, blocks, commands, words
 
 pytestmark = [pytest.mark.integration, pytest.mark.long, pytest.mark.timeout(180)]
 
@@ -76,3 +80,30 @@ async def test_the_commands_of_the_documents_work(tmp_path: Path) -> None:
     assert ("processor", "--stack", "millrace", "latest") in COMMANDS
     assert {"journal.db", "journal.lock"} <= modes.keys()
     assert set(modes.values()) == {0}
+
+
+async def test_letters_are_put_back_as_the_documents_say(tmp_path: Path) -> None:
+    """Beside a daemon that runs: the letters reach Kinesis, the daemon keeps its port and its journal."""
+    (steps,) = (block for block in blocks(ROOT / "docs/operations.md") if "service letters" in block)
+    async with Pipeline(tmp_path, rate=20, table=False) as running:
+        letters = DeadLetters(tmp_path / "journal", lambda: 0.0)
+        letters.add(b'{"data":{"id":"1","author_id":"2"}}', DropReason.JOURNAL_FULL)
+        letters.add(b"other", DropReason.NOT_JSON)
+        environment = running.daemon_environment() | {
+            "MILLRACE_HTTP_PORT": running.daemon.url.rpartition(":")[2],
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+        }
+        process = await asyncio.create_subprocess_exec(
+            *("sh", "-ec", steps),
+            cwd=tmp_path,
+            env=environment,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        output, _ = await process.communicate()
+        running.check()
+
+    assert process.returncode == 0, output.decode()
+    last = json.loads(output.splitlines()[-1])
+    assert (last["event"], last["delivered"], last["dropped"]) == ("stopped", 1, 0)
+    assert [path.name for path in (tmp_path / "journal/again").iterdir()] == ["dead-letters.jsonl"]
