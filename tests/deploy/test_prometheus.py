@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from local.template import load
+from service.core.records import DropReason
 from tests.deploy.exposed import unknown
 
 ROOT = Path(__file__).parents[2]
@@ -19,6 +20,9 @@ TESTS: list[dict[str, Any]] = yaml.safe_load((PROMETHEUS / "alerts.test.yml").re
 RUNBOOK = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
 # The stack's alarms lead to the same place.
 RUNBOOK_URL = load().document["Parameters"]["RunbookUrl"]["Default"]
+
+# The first is a message; the other comes with the end of a connection, which has alerts of its own.
+ORDINARY_DROPS = {DropReason.X_ERROR, DropReason.LINE_CUT}
 
 every_alert = pytest.mark.parametrize("rule", RULES, ids=[rule["alert"] for rule in RULES])
 
@@ -57,6 +61,17 @@ def test_an_alert_has_been_seen_firing_and_not_firing(rule: dict[str, Any]) -> N
     assert [look for look in looks if not look["exp_samples"]]
     assert fired
     assert all('instance="b"' not in labels for labels in fired)
+
+
+def test_every_reason_for_a_drop_has_one_alert() -> None:
+    """Lost posts, or lines that are none; what the day brings has no alert."""
+    asked = [
+        reason
+        for rule in RULES
+        for found in re.findall(r'posts_dropped_total\{reason=~"([^"]+)"', rule["expr"])
+        for reason in found.split("|")
+    ]
+    assert sorted(asked) == sorted(reason.value for reason in set(DropReason) - ORDINARY_DROPS)
 
 
 def test_every_section_of_the_alerts_is_of_an_alert() -> None:
