@@ -72,9 +72,10 @@ TROUBLES = (
 )
 ROUND_SECONDS = 30.0
 
-FOR_REAL = """\
-To do it for real: `make deploy STACK=millrace`, set MILLRACE_BEARER_TOKEN, MILLRACE_RULES and MILLRACE_STREAM, and
-start `.venv/bin/python -m service`. "For real" in README.md leads through it step by step."""
+FOR_REAL = (
+    "To do it for real: `make deploy STACK=millrace`, set MILLRACE_BEARER_TOKEN, MILLRACE_RULES and MILLRACE_STREAM,"
+    ' and start `.venv/bin/python -m service`. "For real" in README.md leads through it step by step.'
+)
 
 
 class DemoError(Exception):

@@ -100,9 +100,11 @@ def check_disk(journal: Path | None, limit: int, report: Report) -> None:
         report.bad("disk", f"MILLRACE_JOURNAL: {place} cannot be used: {error.strerror}; {way_out}")
         return
     if free < limit + LOG_BYTES:
-        words = f"{free / MIB:,.0f} MiB are free for {journal}, and MILLRACE_JOURNAL_LIMIT is {limit / MIB:,.0f} MiB"
-        more = f"and {LOG_BYTES // MIB} more beside it"
-        report.bad("disk", f"{words}, {more}; make room, or lower the limit")
+        needed = f"{limit / MIB:,.0f} MiB, with {LOG_BYTES // MIB} more for SQLite's log,"
+        words = (
+            f"MILLRACE_JOURNAL_LIMIT: {needed} do not fit into the {free / MIB:,.0f} MiB that are free for {journal}"
+        )
+        report.bad("disk", f"{words}; make room, or lower the limit")
     elif seconds > SLOW_DISK_SECONDS:
         report.bad("disk", f"{place} took {seconds:.1f} s for a write of 1 MiB; use a faster disk for MILLRACE_JOURNAL")
     else:
