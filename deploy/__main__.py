@@ -27,7 +27,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from deploy.bucket import BucketError, CodeBucket
 from deploy.package import package
 from deploy.quickstart import QuickstartError, quickstart
-from deploy.stack import Stack, StackError
+from deploy.stack import Stack, StackError, check_names
 from local.template import TEMPLATE, load
 
 WAYS_OUT = {
@@ -41,6 +41,8 @@ WAYS_OUT = {
 
 def up(name: str, parameters: Mapping[str, str], session: Any, template: str, say: Callable[[str], None]) -> None:
     """Upload code and template, make or change the stack, and say what to do next."""
+    declared = load().document["Parameters"]
+    check_names(parameters, declared)
     stack = Stack(name, session.client("cloudformation"), say=say)
     bucket = _bucket(name, session)
     bucket.make()
@@ -50,7 +52,7 @@ def up(name: str, parameters: Mapping[str, str], session: Any, template: str, sa
     template_key = bucket.put(f"{sha256(text).hexdigest()[:16]}.yaml", text)
     own = {"ArtifactBucket": bucket.name, "ArtifactKey": code_key}
     say(f"deploying {name} in {session.region_name}")
-    stack.deploy(bucket.url(template_key), load().document["Parameters"], {**parameters, **own})
+    stack.deploy(bucket.url(template_key), declared, {**parameters, **own})
     bucket.keep_only({code_key, template_key})
     for line in next_steps(name, stack.outputs()):
         say(line)

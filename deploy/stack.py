@@ -30,6 +30,12 @@ class StackError(Exception):
     """The stack is not what it should be. The text says in one or more lines what failed, and the way out."""
 
 
+def check_names(parameters: Mapping[str, str], declared: Mapping[str, Any]) -> None:
+    """Raise StackError if one of the parameters is not declared by the template."""
+    if unknown := sorted(parameters.keys() - declared.keys()):
+        raise StackError(f"{unknown[0]} is no parameter of the template; there are: {', '.join(declared)}")
+
+
 class Stack:
     """
     A stack by its name.
@@ -71,10 +77,8 @@ class Stack:
             parameters: values for some of them.
 
         Raises:
-            StackError: a parameter does not exist, or CloudFormation failed.
+            StackError: the stack cannot be changed, or CloudFormation failed.
         """
-        if unknown := sorted(parameters.keys() - declared.keys()):
-            raise StackError(f"{unknown[0]} is no parameter of the template; there are: {', '.join(declared)}")
         stack = self._describe()
         request: dict[str, Any] = {"TemplateURL": template_url, "Capabilities": ["CAPABILITY_IAM"]}
         given = [{"ParameterKey": name, "ParameterValue": value} for name, value in parameters.items()]

@@ -123,6 +123,12 @@ def test_wrong_name_is_one_line(session: LocalSession, capsys: pytest.CaptureFix
     assert session.client("s3").list_buckets()["Buckets"] == []
 
 
+def test_unknown_parameter_is_told_before_anything_is_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    """A misspelt parameter is named, with those that there are; AWS hears nothing of it."""
+    assert main(["up", "mill", "ShardsCount=2"], session=Broken(AssertionError("asked"))) == 1
+    assert "ShardsCount is no parameter of the template; there are: " in capsys.readouterr().err
+
+
 def test_quickstart_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The template for the console goes into the file that is named; a file that cannot be is told."""
     assert main(["quickstart", str(tmp_path / "quickstart.yaml")]) == 0

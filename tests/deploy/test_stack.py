@@ -398,13 +398,6 @@ class TestDeploy:
             of(cloud).deploy(URL, DECLARED, {})
         assert cloud.requests == []
 
-    def test_unknown_parameter_is_told_before_anything_is_done(self) -> None:
-        """A misspelt parameter is named, with those that there are."""
-        cloud = Cloud(("CREATE_COMPLETE", []))
-        with pytest.raises(StackError, match=r"ShardsCount is no parameter of the template; there are: .*ShardCount"):
-            of(cloud).deploy(URL, DECLARED, {"ShardsCount": "2"})
-        assert cloud.requests == []
-
     @pytest.mark.parametrize("name", ["", "1mill", "mill_race", "mill race", 47 * "x"])
     def test_name_that_is_not_possible_is_refused(self, name: str) -> None:
         """Function and table are named after the stack, so its name has limits."""
