@@ -271,8 +271,10 @@ def _faults_of_alarm(stack: Document, alarm: Document) -> Iterator[str]:
     link = re.search(r" RUNBOOK#([\w-]+)$", alarm.get("AlarmDescription", ""))
     if not link or link[1] not in anchors(RUNBOOK):
         yield "its description does not end with a link to a section of the runbook"
-    if alarm.get("TreatMissingData") not in {"breaching", "notBreaching"}:
-        yield "it does not say what missing data mean"
+    # What has too little is worst where there is nothing; what has too much is well there.
+    missing = "breaching" if alarm["ComparisonOperator"].startswith("LessThan") else "notBreaching"
+    if alarm.get("TreatMissingData") != missing:
+        yield f"missing data are {missing} to what it watches, and it does not say so"
     if not 1 <= alarm.get("DatapointsToAlarm", 1) <= alarm["EvaluationPeriods"] <= 1440:
         yield "it looks at a number of periods that CloudWatch does not take"
     metrics = list(_metrics_of_alarm(alarm))

@@ -148,6 +148,14 @@ class TestAlarmFaults:
         assert any(fault.startswith(name) for fault in alarm_faults(document))
 
     @pytest.mark.parametrize("name", ALARMS)
+    def test_silence_that_means_the_wrong_thing_is_reported(self, name: str) -> None:
+        """An alarm for too little would sleep when nothing comes at all; one for too much would always ring."""
+        document = copy()
+        alarm = document["Resources"][name]["Properties"]
+        alarm["TreatMissingData"] = "breaching" if alarm["TreatMissingData"] == "notBreaching" else "notBreaching"
+        assert any(fault.startswith(name) for fault in alarm_faults(document))
+
+    @pytest.mark.parametrize("name", ALARMS)
     @pytest.mark.parametrize("text", ["No link.", "${RunbookUrl}#nowhere", "elsewhere.md#the-table-falls-behind"])
     def test_link_that_leads_nowhere_is_reported(self, name: str, text: str) -> None:
         """The link of an alarm is to a section that there is."""
