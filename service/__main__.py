@@ -40,19 +40,21 @@ def main(arguments: list[str]) -> int:
         prog="python -m service", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"Millrace {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="command")
-    commands.add_parser("run", help="carry posts until SIGTERM (the default)")
-    commands.add_parser("check", help="try everything that run needs")
-    rules = commands.add_parser("rules", help="compare X's rules with the wanted ones")
+    commands = parser.add_subparsers(
+        dest="command", metavar="command", help="one of those above; run, where there is none"
+    )
+    commands.add_parser("run")
+    commands.add_parser("check")
+    rules = commands.add_parser("rules")
     rules.add_argument("--apply", action="store_true", help="add and delete what differs")
     rules.add_argument(
         "--all-owners", action="store_true", help="delete also rules that are not wanted and that others have put there"
     )
-    commands.add_parser("gaps", help="list when the stream was not connected")
-    commands.add_parser("health", help="ask a running daemon")
-    letters = commands.add_parser("letters", help="print the lines of the dead letters")
+    commands.add_parser("gaps")
+    commands.add_parser("health")
+    letters = commands.add_parser("letters")
     letters.add_argument("--reason", action="append", default=[], choices=[reason.value for reason in DropReason])
-    config = commands.add_parser("config", help="print the effective configuration, without secrets")
+    config = commands.add_parser("config")
     config.add_argument("--markdown", action="store_true", help="print docs/configuration.md instead")
     options = parser.parse_args(arguments)
 

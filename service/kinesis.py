@@ -60,6 +60,7 @@ from botocore.exceptions import (
     NoCredentialsError,
     NoRegionError,
     PartialCredentialsError,
+    ProfileNotFound,
     ProxyConnectionError,
 )
 
@@ -472,6 +473,8 @@ def _setting(error: Exception) -> str:
         case NoCredentialsError() | PartialCredentialsError():
             way_out = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or run under a role"
             return f"No AWS credentials in any place where botocore looks: {way_out}"
+        case ProfileNotFound():
+            return f"{_one_line(error)}: check AWS_PROFILE, and AWS' files of this user"
         case ValueError() if str(error).startswith("Invalid endpoint"):
             return "AWS_ENDPOINT_URL_KINESIS, or AWS_ENDPOINT_URL, is not a URL: write one like https://host:port"
         case _:

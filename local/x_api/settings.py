@@ -117,7 +117,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the command line; its defaults are those of `Settings`."""
     known = Settings()
     line = argparse.ArgumentParser(
-        prog="python -m local.x_api.server",
+        prog="python -m local x",
         description="A faithful X API v2 on loopback, with faults on demand and an exact ledger.",
     )
     line.add_argument("--host", default="127.0.0.1")

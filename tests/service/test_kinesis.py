@@ -750,10 +750,11 @@ class TestStart:
         assert "the vault is closed" in await self.fault_of(session)
 
     async def test_no_such_profile(self, session_at: Callable[..., AioSession]) -> None:
-        """A profile that is in no file is named."""
+        """A profile that is in no file is named, with the setting."""
         session = session_at()
         session.set_config_variable("profile", "production")
-        assert "production" in await self.fault_of(session)
+        fault = await self.fault_of(session)
+        assert fault.startswith("The config profile (production) could not be found: check AWS_PROFILE")
 
     async def test_endpoint_no_url(self, session_at: Callable[..., AioSession]) -> None:
         """An endpoint that is no URL is told by the name of its variable."""

@@ -35,4 +35,4 @@ def test_wrong_command_line_ends_with_2(line: str, capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit) as caught:
         parser().parse_args(line.split())
     assert caught.value.code == 2
-    assert "usage: python -m local.x_api.server" in capsys.readouterr().err
+    assert "usage: python -m local x" in capsys.readouterr().err
