@@ -47,7 +47,7 @@ test: lint ## lint, types and tests
 	$(BIN)/pytest $(SIDE_BY_SIDE) -m "integration and not long and not container and not browser"
 
 # These tests wait more than they compute.
-SIDE_BY_SIDE := -n 4 --dist worksteal
+SIDE_BY_SIDE := -n 3 --dist worksteal
 
 test-long: setup-dev ## the long proofs: fifty kills, a minute of faults, an outage, resharding, X's own client; every branch of the core
 	$(BIN)/pytest $(SIDE_BY_SIDE) -m long

@@ -80,7 +80,8 @@ def test_each_dependency_is_declared() -> None:
         for name in imports(path.read_text(encoding="utf-8"))
     }
     foreign = names - OURS - APART - set(sys.stdlib_module_names) - {"compression", "__import__"}
-    packages = {canonical(package) for name in foreign for package in packages_distributions()[name]}
+    providers = packages_distributions()
+    packages = {canonical(package) for name in foreign for package in providers[name]}
     unknown = {
         package for package in packages - declared() if not package.startswith(("mypy-boto3-", "opentelemetry-"))
     }

@@ -261,7 +261,7 @@ async def test_faults_of_the_set_up_are_one_line_before_anything_is_read(tmp_pat
 async def test_the_demo_ends_well() -> None:
     """A short demo ends with exit code 0 and says what became of the posts."""
     output = io.StringIO()
-    code = await demo.run({"SECONDS_TO_RUN": "6"}, Console(file=output, width=120))
+    code = await demo.run({"SECONDS_TO_RUN": "10"}, Console(file=output, width=120))
     text = output.getvalue()
 
     assert code == 0, text
