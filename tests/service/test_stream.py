@@ -717,6 +717,20 @@ async def test_our_own_ghost_is_ended_from_the_second_refusal_on() -> None:
         assert (second.reason, second.delay, slot.freed) == (Reason.TOO_MANY_CONNECTIONS, 1, 1)
 
 
+async def test_a_connection_between_refusals_begins_the_count_anew() -> None:
+    """A refusal long ago and one of now are not two: the slot may be free the next time."""
+    slot = FakeSlot()
+
+    async def lives(connection: Connection) -> None:
+        await connection.open()
+
+    async with FakeX(CROWDED, lives, CROWDED) as x:
+        stream = stream_by_hand(x.url, Watcher(), slot=slot)
+        for _ in range(3):
+            verdict = await stream._connect_once()
+        assert (verdict.reason, slot.freed) == (Reason.TOO_MANY_CONNECTIONS, 0)
+
+
 async def test_a_connection_is_learnt_while_it_stands() -> None:
     """The moment of the 200, by X's clock, says which one it is; the learning ends with the connection."""
     slot = FakeSlot()

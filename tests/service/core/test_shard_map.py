@@ -76,6 +76,7 @@ def test_what_is_known_of_keys_is_bounded() -> None:
     table = ShardMap(slices(between(HASH_KEYS // 3), 1))
     keys = [b"author-%d" % number for number in range(KNOWN_KEYS + 10)]
     found = [table.index(key) for key in keys]
+    assert len(table.known) <= KNOWN_KEYS
     places = [int(hash_key(key) >= HASH_KEYS // 3) for key in keys[-20:]]
     assert found[-20:] == places == [table.index(key) for key in keys[-20:]]
 
