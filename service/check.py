@@ -40,6 +40,8 @@ SLOW_DISK_SECONDS = 1.0
 BEFORE_RULES = (Reason.UNAUTHORIZED, Reason.NETWORK_ERROR)
 # SQLite's write-ahead log: 48 MiB, and a large transaction more. A disk that it fills cannot take it into the file.
 LOG_BYTES = 64 * MIB
+# The file is up to so many times the posts in it: a chunk of them that fills half a page and a byte takes a whole one.
+FILE_FACTOR = 2
 
 
 class Report:
@@ -99,8 +101,8 @@ def check_disk(journal: Path | None, limit: int, report: Report) -> None:
     except OSError as error:
         report.bad("disk", f"MILLRACE_JOURNAL: {place} cannot be used: {error.strerror}; {way_out}")
         return
-    if free < limit + LOG_BYTES:
-        needed = f"{limit / MIB:,.0f} MiB, with {LOG_BYTES // MIB} more for SQLite's log,"
+    if free < FILE_FACTOR * limit + LOG_BYTES:
+        needed = f"{limit / MIB:,.0f} MiB, which may take twice as much, and {LOG_BYTES // MIB} for SQLite's log"
         words = (
             f"MILLRACE_JOURNAL_LIMIT: {needed} do not fit into the {free / MIB:,.0f} MiB that are free for {journal}"
         )
