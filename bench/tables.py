@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from bench.measure import Result
 from bench.road import Outage
 from bench.scenarios import PACED_RATE, PACED_SECONDS, ROUND_TRIP_SECONDS, Axis, Point, Row
+from service.config import load
 from service.core.limits import SHARD_BYTES_PER_SECOND, SHARD_RECORDS_PER_SECOND
 
 _MIB = 1 << 20
 _NONE = "–"
-LINGER_SECONDS = 0.1
+LINGER_SECONDS = load({"MILLRACE_STREAM": "posts", "MILLRACE_SOURCE": "stdin"}).linger_seconds
 
 
 @dataclass
