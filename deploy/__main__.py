@@ -33,6 +33,7 @@ from local.template import TEMPLATE, load
 WAYS_OUT = {
     "NoCredentialsError": "there are no credentials: set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
     "NoRegionError": "there is no region: set AWS_REGION",
+    "EndpointConnectionError": "AWS cannot be reached: look at the spelling of AWS_REGION, and at the network",
     "ExpiredToken": "the credentials are out of date",
     "InvalidClientTokenId": "the credentials are not valid",
     "SignatureDoesNotMatch": "the secret key is wrong, or this machine's clock is",

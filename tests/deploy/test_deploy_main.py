@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError, NoCredentialsError, NoRegionError
+from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, NoRegionError
 
 from deploy.__main__ import main, next_steps
 from deploy.package import package
@@ -78,6 +78,7 @@ def test_change_leaves_only_the_new_code(session: LocalSession, capsys: pytest.C
     [
         (NoCredentialsError(), "there are no credentials: set AWS_PROFILE"),
         (NoRegionError(), "there is no region: set AWS_REGION"),
+        (EndpointConnectionError(endpoint_url="https://sts.eu-wst-1.amazonaws.com/"), "the spelling of AWS_REGION"),
         (ClientError({"Error": {"Code": "ExpiredToken", "Message": "x"}}, "GetCallerIdentity"), "out of date"),
         (ClientError({"Error": {"Code": "AccessDenied", "Message": "may not"}}, "CreateStack"), "AWS refuses"),
     ],
