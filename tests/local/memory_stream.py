@@ -1,12 +1,23 @@
 """A stream of Kinesis in memory, for tests of the event source mapping over it."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from itertools import count
 from typing import Any
 
 from botocore.exceptions import EndpointConnectionError
+
+from local.batches import Source
+from local.mapping import EventSource
+
+SOURCE = Source(
+    stream_arn="arn:aws:kinesis:us-east-1:000000000000:stream/posts",
+    function_arn="arn:aws:lambda:us-east-1:000000000000:function:it",
+    role_arn="arn:aws:iam::000000000000:role/it",
+    region="us-east-1",
+)
 
 
 class Events:
@@ -86,3 +97,18 @@ class Stream:
         await self.events.tell()
         if self.is_down:
             raise EndpointConnectionError(endpoint_url="http://127.0.0.1:1")
+
+
+@asynccontextmanager
+async def mapped(stream: Stream, function: Any, **arguments: Any) -> AsyncIterator[EventSource]:
+    """Run a mapping of a stream to a function until the block ends, then let it stop in good order."""
+    source = EventSource(
+        stream, function, stream="posts", source=SOURCE, poll_seconds=0.001, chance=lambda: 0.001, **arguments
+    )
+    task = asyncio.create_task(source.run())
+    try:
+        yield source
+    finally:
+        source.stop()
+        async with asyncio.timeout(10):
+            await task

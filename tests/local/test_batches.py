@@ -15,7 +15,6 @@ from local.batches import (
     BatchQueue,
     GivenUp,
     Record,
-    Source,
     delay,
     failure_record,
     first_failure,
@@ -26,6 +25,7 @@ from local.batches import (
 )
 from local.template import MappingSettings
 from local.worker import Answer
+from tests.local.memory_stream import SOURCE
 
 SETTINGS = MappingSettings(
     batch_size=100,
@@ -36,12 +36,6 @@ SETTINGS = MappingSettings(
     record_age_seconds=-1,
     report_batch_item_failures=True,
     starting_position="TRIM_HORIZON",
-)
-SOURCE = Source(
-    stream_arn="arn:aws:kinesis:us-east-1:000000000000:stream/posts",
-    function_arn="arn:aws:lambda:us-east-1:000000000000:function:it",
-    role_arn="arn:aws:iam::000000000000:role/it",
-    region="us-east-1",
 )
 FAILED = Answer("a-request", error="ValueError: no")
 

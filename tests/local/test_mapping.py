@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 
-from local.batches import Source
 from local.mapping import EventSource
 from local.template import MappingSettings
 from local.worker import Answer
-from tests.local.memory_stream import Events, Stream
+from tests.local.memory_stream import Events, Stream, mapped
 
 SETTINGS = MappingSettings(
     batch_size=10,
@@ -27,12 +26,6 @@ SETTINGS = MappingSettings(
     record_age_seconds=-1,
     report_batch_item_failures=True,
     starting_position="TRIM_HORIZON",
-)
-SOURCE = Source(
-    stream_arn="arn:aws:kinesis:us-east-1:000000000000:stream/posts",
-    function_arn="arn:aws:lambda:us-east-1:000000000000:function:it",
-    role_arn="arn:aws:iam::000000000000:role/it",
-    region="us-east-1",
 )
 
 
@@ -78,24 +71,14 @@ class House:
     @asynccontextmanager
     async def running(self, **changes: Any) -> AsyncIterator[EventSource]:
         """Run until the block ends, then let it stop in good order."""
-        self.source = source = EventSource(
-            self.stream,
-            self.handler,
-            stream="posts",
-            source=SOURCE,
-            settings=MappingSettings(**{**vars(SETTINGS), **changes}),
-            failures=self.directory / "failures",
-            log=self.lines.append,
-            poll_seconds=0.001,
-            chance=lambda: 0.001,
-        )
-        task = asyncio.create_task(source.run())
-        try:
+        arguments = {
+            "settings": MappingSettings(**{**vars(SETTINGS), **changes}),
+            "failures": self.directory / "failures",
+            "log": self.lines.append,
+        }
+        async with mapped(self.stream, self.handler, **arguments) as source:
+            self.source = source
             yield source
-        finally:
-            source.stop()
-            async with asyncio.timeout(10):
-                await task
 
     def given_up(self) -> list[dict[str, Any]]:
         files = sorted(path for path in (self.directory / "failures").rglob("*") if path.is_file())

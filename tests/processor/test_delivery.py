@@ -5,13 +5,12 @@ Each story ends with a table that equals the ledger: of each post that was put i
 for those that were deleted.
 """
 
-import asyncio
 import functools
 import io
 import json
 import random
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from local.batches import BatchQueue, GivenUp, Source, failure_record, lambda_event, lambda_record
+from local.batches import BatchQueue, GivenUp, failure_record, lambda_event, lambda_record
 from local.mapping import EventSource
 from local.template import MappingSettings, load
 from local.worker import Answer
@@ -31,7 +30,7 @@ from processor.reader import connect_reader, plain
 from processor.redrive import Redrive
 from processor.table import TableWriter
 from processor.wire import Aggregate, compress
-from tests.local.memory_stream import Stream
+from tests.local.memory_stream import SOURCE, Stream, mapped
 from tests.processor.fake_dynamodb import (
     HALF,
     LOST,
@@ -47,12 +46,6 @@ from tests.processor.fake_dynamodb import (
 from tests.processor.fake_surroundings import Context, Shelf
 
 THROTTLED = "ProvisionedThroughputExceededException"
-SOURCE = Source(
-    stream_arn="arn:aws:kinesis:us-east-1:000000000000:stream/posts",
-    function_arn="arn:aws:lambda:us-east-1:000000000000:function:it",
-    role_arn="arn:aws:iam::000000000000:role/it",
-    region="us-east-1",
-)
 
 
 def post(post_id: int, text: str = "hello") -> bytes:
@@ -128,27 +121,11 @@ class House:
                     self.bad.add(line)
             self.stream.put(shard, aggregate(*record) if isinstance(record, list) else record, key=key)
 
-    @asynccontextmanager
-    async def running(self, **changes: Any) -> AsyncIterator[EventSource]:
+    def running(self, **changes: Any) -> AbstractAsyncContextManager[EventSource]:
         """Run the mapping from the beginning of the stream until the block ends."""
-        source = EventSource(
-            self.stream,
-            self.function,
-            stream="posts",
-            source=SOURCE,
-            settings=mapping(**changes),
-            failures=self.failures,
-            log=lambda _: None,
-            poll_seconds=0.001,
-            chance=lambda: 0.001,
+        return mapped(
+            self.stream, self.function, settings=mapping(**changes), failures=self.failures, log=lambda _: None
         )
-        task = asyncio.create_task(source.run())
-        try:
-            yield source
-        finally:
-            source.stop()
-            async with asyncio.timeout(10):
-                await task
 
     async def deliver(self, **changes: Any) -> dict[str, Any]:
         """Run the mapping until all records are done or given up; return its counters."""

@@ -1,7 +1,6 @@
 import asyncio
 import hashlib
 import hmac
-import ipaddress
 import json
 import re
 import socket
@@ -25,11 +24,8 @@ from aiobotocore.credentials import (
 from aiobotocore.session import AioSession
 from aiohttp import web
 from botocore.configprovider import ConstantProvider
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
+from bench.tls import make_certificate
 from service.core.records import (
     FailureKind,
     KinesisRecord,
@@ -830,45 +826,24 @@ async def test_endpoint_rules_and_proxy(
 
 class TestTls:
     @pytest.fixture
-    def bundle(self, tmp_path: Path) -> Path:
-        """Make a certificate for 127.0.0.1 that signs itself, with its key, in one file."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a stand-in")])
-        now = datetime.now(UTC)
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(name)
-            .issuer_name(name)
-            .public_key(key.public_key())
-            .serial_number(1)
-            .not_valid_before(now - timedelta(days=1))
-            .not_valid_after(now + timedelta(days=1))
-            .add_extension(
-                x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
-            )
-            .sign(key, hashes.SHA256())
-        )
-        path = tmp_path / "bundle.pem"
-        path.write_bytes(
-            certificate.public_bytes(serialization.Encoding.PEM)
-            + key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            )
-        )
-        return path
+    def certificate(self, tmp_path: Path) -> tuple[Path, Path]:
+        """Make a certificate for 127.0.0.1 that signs itself, and its key."""
+        return make_certificate(tmp_path)
 
     @pytest.fixture
-    async def tls_server(self, bundle: Path) -> AsyncIterator[Server]:
+    async def tls_server(self, certificate: tuple[Path, Path]) -> AsyncIterator[Server]:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(bundle)
+        context.load_cert_chain(*certificate)
         async with Server().running(context) as made:
             made.tell(stored(3))
             yield made
 
-    async def test_own_authority(self, tls_server: Server, bundle: Path, session_at: Callable[..., AioSession]) -> None:
+    async def test_own_authority(
+        self, tls_server: Server, certificate: tuple[Path, Path], session_at: Callable[..., AioSession]
+    ) -> None:
         """AWS_CA_BUNDLE decides whom to trust, and a large body passes through TLS whole."""
         session = session_at(tls_server.url)
-        session.set_config_variable("ca_bundle", str(bundle))
+        session.set_config_variable("ca_bundle", str(certificate[0]))
         async with Kinesis("tweets", session=session) as kinesis:
             assert isinstance(await kinesis.put([record(b"x" * 900_000)] * 3), list)
         assert signature_is_right(tls_server.seen[0])
