@@ -567,10 +567,13 @@ class Producer:
                 self._lanes[place].blockers.add(retired)
         for lane in old.values():
             lane.due_at = _NEVER
-            for post in lane.take(len(lane.posts)):
+            doubtful = lane.doubtful
+            for number, post in enumerate(lane.take(len(lane.posts))):
                 new = self._lanes[self._map.index(post.key)]
                 new.posts.append(post)
                 new.size += len(post.line)
+                if number < doubtful:
+                    new.doubtful = len(new.posts)
         for lane in old.values():
             if lane.state in {State.IDLE, State.BACKING_OFF}:
                 self._release(lane, now)

@@ -968,6 +968,22 @@ class TestResharding:
         assert len(posts) == len(lines(rig.producer.on_failure(request, REFUSED, 0.2), DropReason.REFUSED))
         assert [newer] == rig.only_record(0.2).posts
 
+    def test_what_may_be_stored_already_is_known_as_such_after_the_next_resharding_too(self) -> None:
+        """It was dealt out to a lane of the second map, and again to one of the third: its repeat is told and alone."""
+        rig = Rig(linger=0.0)
+        doubtful, new = rig.post(), rig.post()
+        rig.producer.offer([doubtful], 0.0)
+        request = rig.only_request(0.0)
+        rig.model.split(0)
+        rig.refresh(0.1)
+        rig.producer.on_failure(request, UNKNOWN, 0.2)
+        rig.producer.offer([new], 0.3)
+        for half in (0, 2):
+            rig.model.split(half)
+        rig.refresh(0.4)
+        assert [Outcome([doubtful], None, 1, repeated=True)] == rig.answer(rig.only_request(1.0), 1.0)
+        assert [Outcome([new], None, 1, repeated=False)] == rig.answer(rig.only_request(1.0), 1.0)
+
     def test_lanes_of_shards_that_stay_are_not_touched(self) -> None:
         """A split elsewhere neither stops a lane nor forgets its pace."""
         rig = Rig(count=2, linger=0.0)
