@@ -21,10 +21,17 @@ def _as_it_was() -> Iterator[None]:
     structlog.reset_defaults()
 
 
+def daemon_of(**settings: str) -> Daemon:
+    """Make a daemon of these settings; no logger may keep its set-up beyond the test."""
+    environ = {"MILLRACE_STREAM": "posts", "MILLRACE_JOURNAL": "off"}
+    daemon = Daemon(load(environ | {f"MILLRACE_{name}": value for name, value in settings.items()}), {})
+    structlog.configure(cache_logger_on_first_use=False)
+    return daemon
+
+
 async def test_the_limit_that_is_told_is_where_the_room_ends() -> None:
     """Alerts and the live page compare what posts take with what they may take, which is a part of MEMORY_LIMIT."""
-    environ = {"MILLRACE_STREAM": "posts", "MILLRACE_SOURCE": "stdin", "MILLRACE_JOURNAL": "off"}
-    daemon = Daemon(load(environ | {"MILLRACE_MEMORY_LIMIT": "1MiB"}), {})
+    daemon = daemon_of(SOURCE="stdin", MEMORY_LIMIT="1MiB")
     producer = daemon._producer
     producer.on_shards([Shard("a", 0, HASH_KEYS - 1)], 0.0)
     while producer.has_room:
@@ -41,8 +48,7 @@ async def test_the_limit_that_is_told_is_where_the_room_ends() -> None:
 )
 async def test_what_had_no_room_may_come_again(reason: DropReason | None, comes_again: bool) -> None:
     """A backfill may bring it back; what was delivered, or can never be, is left out as a repeat."""
-    environ = {"MILLRACE_STREAM": "posts", "MILLRACE_BEARER_TOKEN": "token", "MILLRACE_JOURNAL": "off"}
-    daemon = Daemon(load(environ | {"MILLRACE_RULES": "cats"}), {})
+    daemon = daemon_of(BEARER_TOKEN="token", RULES="cats")
     daemon._open_source()
     assert daemon._source is not None
     post = Post(b"{}", "1860000000000000000", b"key", 0.0)
