@@ -75,8 +75,8 @@ PEERS = (
     Peer("Fluent Bit", 100_000, program=fluent_bit.PROGRAM, tls_only=True, escapes=True),
     Peer("aiobotocore, 500 a request, 16 in flight", 60_000, "aiobotocore_batches", "aiobotocore"),
     Peer("boto3, 500 a request", 60_000, "boto3_batches", "boto3"),
-    Peer("async-kinesis, keyed", 15_000, "async_kinesis_keyed", "async-kinesis"),
-    Peer("aiokpl, aggregated", 15_000, "aiokpl_aggregated", "aiokpl"),
+    Peer("async-kinesis, keyed", 8_000, "async_kinesis_keyed", "async-kinesis"),
+    Peer("aiokpl, aggregated", 8_000, "aiokpl_aggregated", "aiokpl"),
     Peer("boto3, one PutRecord a post", 2_000, "boto3_single", "boto3"),
 )
 

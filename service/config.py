@@ -307,7 +307,7 @@ class Settings:
     linger_seconds: Annotated[
         float,
         _number(float, 0, 60),
-        "How long a post waits for others that go with it; where posts go one by one, a fifth of it at most.",
+        "How long a post waits for others that go with it; where posts go one by one, a twentieth of it at most.",
     ] = 0.1
     memory_limit: Annotated[int, _size(MIB), "Bytes that posts and the requests that carry them take of memory."] = (
         128 * MIB

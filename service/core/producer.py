@@ -62,8 +62,9 @@ REQUEST_COPIES = 7 / 3
 RETURN_SECONDS = 0.5
 # Lanes that became due within this part of the linger go together in one request.
 LINGER_STEPS = 5
-# Posts that go one by one wait for company while a request is under way, unless so many are due: the fixed part of a
-# request would be most of what they cost.
+# Posts that go one by one wait for company for this part of the linger while a request is under way, unless so many are
+# due: the fixed part of a request would be most of what they cost. With a longer wait busy lanes fall behind.
+COMPANY_PART = 1 / 20
 COMPANY_RECORDS = RECORDS_PER_REQUEST // 2
 # A record that strays again and again under one map is on a stream that does not follow keys: it counts as delivered.
 STRAYS_AT_MOST = 2
@@ -394,7 +395,7 @@ class Producer:
         if self._aggregate or self._closing or not self._in_flight:
             return 0.0
         # Lanes that wait for something else are counted too: then what is due only goes sooner.
-        return self._linger / LINGER_STEPS if len(self._agenda) < COMPANY_RECORDS else 0.0
+        return self._linger * COMPANY_PART if len(self._agenda) < COMPANY_RECORDS else 0.0
 
     def _head(self, lane: Lane, now: float) -> KinesisRecord | None:
         """Give the record that the lane may send now; None, and a later look, if it may not."""
