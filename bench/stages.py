@@ -86,7 +86,9 @@ def road(clock: Clock, chunks: list[bytes], shards: int, rate: float) -> None:
     """Carry all chunks through the steps, with a Kinesis that takes everything."""
     clock.begin()
     splitter, reader, kinesis = LineSplitter(), PostReader(), Kinesis("bench")
-    producer = Producer(rng=Random(0))
+    producer = Producer(
+        aggregate=True, lanes_per_shard=1, linger=0.1, memory_limit=128 << 20, compress=False, rng=Random(0)
+    )
     edges = [HASH_KEYS * number // shards for number in range(shards + 1)]
     producer.on_shards([Shard(f"shard-{n}", edges[n], edges[n + 1] - 1) for n in range(shards)], 0.0)
     under_way: deque[tuple[float, PutRequest]] = deque()

@@ -31,8 +31,9 @@ from service import __version__
 from service.core.board import Look
 from service.core.figures import Count, Counts, Histogram
 from service.core.gaps import written_at
+from service.core.lanes import ShardState
 from service.core.limits import ON_DEMAND_UNIT_BYTES, PAYLOAD_UNIT_BYTES
-from service.core.producer import ShardState, Statistics
+from service.core.producer import Statistics
 from service.core.reconnect import Reason
 from service.core.records import DropReason, FailureKind, Outcome, PutRequest, RecordResult, RequestFailure, SealReason
 from service.core.verdict import Check

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from service.core.figures import Histogram, Seen
-from service.core.producer import ShardState, Statistics
+from service.core.lanes import ShardState
+from service.core.producer import Statistics
 from service.core.records import DropReason, Post
 from service.core.verdict import STARTING, Check, View, conditions
 

@@ -70,11 +70,8 @@ class InFlight:
         self._requests += 1
         self._lanes[self._requests] = lanes
         self.bytes += size
+        self._was_filled = len(self._lanes) >= self.window
         return PutRequest(self._requests, records, size)
-
-    def note_filled(self) -> None:
-        """All that may go now has gone: only a window that was filled grows."""
-        self._was_filled = len(self._lanes) >= int(self._window)
 
     def end(self, request: PutRequest) -> list[Lane]:
         """Give the lanes of a request, in the order of its records; it is not under way any more."""

@@ -19,23 +19,22 @@ What it promises, whatever comes:
 what waits stays a queue of posts.
 
 **Resharding.** A record that is stored on an unexpected shard says that the map is old. Its lane stops and the caller
-is asked for the shards; all others go on. With the new map, lanes of shards that are still open stay as they are;
-the posts of the others are dealt out anew. A new lane begins when the old lanes that it overlaps have nothing under
-way. Of a record that was stored astray, only the posts outside that shard's range are sent again, before anything
-newer: consumers of the KPL format drop them there.
+is asked for the shards; all others go on. What the new map does to the lanes is in `lanes.py`. Of a record that was
+stored astray, only the posts outside that shard's range are sent again, before anything newer: consumers of the KPL
+format drop them there.
 """
 
 from collections.abc import Iterable, Sequence
-from heapq import heappop, heappush
 from random import Random
 from typing import NamedTuple
 
+from service.core.agenda import NEVER, Agenda
 from service.core.aggregator import COMPRESSED_GROWTH, LARGEST_BYTES, TARGET_BYTES, pack, whole_units
 from service.core.backoff import Trouble, delay
 from service.core.in_flight import InFlight
 from service.core.lane import Event, Lane, State
+from service.core.lanes import Lanes, ShardState
 from service.core.limits import DEFAULT_RECORD_BYTES, PARTITION_KEY_BYTES, RECORDS_PER_REQUEST, REQUEST_BYTES
-from service.core.pace import Pace
 from service.core.records import (
     DropReason,
     FailureKind,
@@ -48,7 +47,7 @@ from service.core.records import (
     SealReason,
     Shard,
 )
-from service.core.shard_map import NAME_BYTES, ShardMap, hash_key, slices, slices_without_shards
+from service.core.shard_map import NAME_BYTES, hash_key, slices, slices_without_shards
 
 # What a post costs beside its line: the objects that hold it, as measured with tracemalloc on CPython 3.11.
 POST_OVERHEAD_BYTES = 400
@@ -70,7 +69,6 @@ COMPANY_RECORDS = RECORDS_PER_REQUEST // 2
 STRAYS_AT_MOST = 2
 
 _THROTTLES = frozenset({"ProvisionedThroughputExceededException", "KMSThrottlingException"})
-_NEVER = float("inf")
 
 
 class Statistics(NamedTuple):
@@ -83,25 +81,6 @@ class Statistics(NamedTuple):
     lanes_backing_off: int
     requests_in_flight: int
     window: int
-
-
-class ShardState(NamedTuple):
-    """
-    How one shard is, for metrics and the operator.
-
-    Attributes:
-        shard_id: its name; "any" for all of a stream that ignores keys.
-        share: of the shard's limits, what may be used now: 0 to 1.
-        backing_off: lanes whose record failed and waits to be sent again.
-        posts: waiting to be confirmed.
-        oldest_seconds: since when its oldest post waits; 0 if none does.
-    """
-
-    shard_id: str
-    share: float
-    backing_off: int
-    posts: int
-    oldest_seconds: float
 
 
 class Producer:
@@ -124,11 +103,11 @@ class Producer:
     def __init__(
         self,
         *,
-        aggregate: bool = True,
-        lanes_per_shard: int = 1,
-        linger: float = 0.1,
-        memory_limit: int = 128 << 20,
-        compress: bool = False,
+        aggregate: bool,
+        lanes_per_shard: int,
+        linger: float,
+        memory_limit: int,
+        compress: bool,
         rng: Random,
     ) -> None:
         self._wants_aggregates = aggregate
@@ -143,14 +122,8 @@ class Producer:
         self._record_limit = DEFAULT_RECORD_BYTES
         self._ignores_keys = False
         self._shards: tuple[Shard, ...] = ()
-        self._map: ShardMap | None = None
-        self._generation = 0
-        self._lanes: list[Lane] = []
-        self._retired: set[Lane] = set()
-        self._paces: dict[str, Pace] = {}
-        # (due, tie-breaker, lane); an entry counts only while it says what lane.due_at says.
-        self._agenda: list[tuple[float, int, Lane]] = []
-        self._agenda_count = 0
+        self._lanes = Lanes()
+        self._agenda = Agenda()
         self._posts = 0
         self._bytes = 0
         self._closing = False
@@ -172,11 +145,11 @@ class Producer:
 
     def statistics(self) -> Statistics:
         """Count what is inside."""
-        lanes = [*self._lanes, *self._retired]
+        lanes = self._lanes.inside()
         return Statistics(
             posts=self._posts,
             bytes=self._bytes,
-            lanes=len(self._lanes),
+            lanes=len(self._lanes.open),
             lanes_in_flight=sum(lane.state is State.IN_FLIGHT for lane in lanes),
             lanes_backing_off=sum(lane.state is State.BACKING_OFF for lane in lanes),
             requests_in_flight=len(self._in_flight),
@@ -185,22 +158,7 @@ class Producer:
 
     def shards(self, now: float) -> list[ShardState]:
         """Tell how each shard is, in the order of their hash keys."""
-        by_shard: dict[str, list[Lane]] = {}
-        for lane in self._lanes:
-            by_shard.setdefault(lane.slice.shard_id or "any", []).append(lane)
-        states = []
-        for shard_id, lanes in by_shard.items():
-            firsts = [lane.head.posts[0] if lane.head else lane.posts[0] for lane in lanes if lane.is_busy]
-            states.append(
-                ShardState(
-                    shard_id=shard_id,
-                    share=min(lane.pace.share_at(now) for lane in lanes),
-                    backing_off=sum(lane.state is State.BACKING_OFF for lane in lanes),
-                    posts=sum(len(lane.posts) + (len(lane.head.posts) if lane.head else 0) for lane in lanes),
-                    oldest_seconds=max((now - post.received_at for post in firsts), default=0.0),
-                )
-            )
-        return states
+        return self._lanes.states(now)
 
     def take_throttled(self) -> list[str]:
         """Name the shards of the records that were throttled since the last call, one entry a record."""
@@ -209,12 +167,7 @@ class Producer:
 
     def next_deadline(self) -> float:
         """When to call `requests` again; infinity if something else must happen first."""
-        if not self._in_flight.has_room():
-            return _NEVER
-        agenda = self._agenda
-        while agenda and agenda[0][0] != agenda[0][2].due_at:
-            heappop(agenda)
-        return max(agenda[0][0] + self._company(), self._in_flight.silent_until) if agenda else _NEVER
+        return self._due_at() if self._in_flight.has_room() else NEVER
 
     # What the caller tells
 
@@ -222,12 +175,10 @@ class Producer:
         """
         Take posts, in order. Returns outcomes only for those that can never be sent: too large for the stream.
 
-        Needs the shards: call `on_shards` first.
+        Raises RuntimeError before the first `on_shards`.
         """
-        if self._map is None:
-            raise RuntimeError("offer() before the first on_shards()")
         too_large = []
-        lanes, known, index = self._lanes, self._map.known, self._map.index
+        lanes, known, index = self._lanes.open, self._lanes.map.known, self._lanes.map.index
         room = self._record_limit - PARTITION_KEY_BYTES
         count = size = 0
         for post in posts:
@@ -270,12 +221,12 @@ class Producer:
         self.wants_shards = False
         self._record_limit = record_limit
         changed = ignores_keys != self._ignores_keys or set(shards) != set(self._shards)
-        if changed or self._map is None:
+        if changed or not self._lanes.open:
             self._ignores_keys = ignores_keys
             self._shards = tuple(shards)
             self._redraw(now)
         outcomes = []
-        for lane in [*self._lanes, *self._retired]:
+        for lane in self._lanes.inside():
             if lane.state is State.ASTRAY:
                 outcomes += self._settle(lane, now)
         return outcomes
@@ -330,14 +281,14 @@ class Producer:
     def close(self) -> None:
         """No more posts will come: send what is inside without lingering."""
         self._closing = True
-        for lane in self._lanes:
+        for lane in self._lanes.open:
             if lane.posts and lane.state is State.IDLE:
-                self._look_at(lane, -_NEVER)
+                self._agenda.add(lane, -NEVER)
 
     def abandon(self) -> list[Outcome]:
         """Give up all that is inside, and say what that was. Answers that still come must not be told."""
         left: list[Post] = []
-        for lane in [*self._retired, *self._lanes]:
+        for lane in self._lanes.inside():
             left += lane.head.posts if lane.head else ()
             left += lane.posts
         self._posts = self._bytes = 0
@@ -348,7 +299,7 @@ class Producer:
     def requests(self, now: float) -> list[PutRequest]:
         """Return the requests to send now: the heads of all lanes that may send, within every limit."""
         in_flight = self._in_flight
-        if now < in_flight.silent_until or (self._agenda and now < self._agenda[0][0] + self._company()):
+        if now < self._due_at():
             return []
         most = in_flight.records_at_most
         requests: list[PutRequest] = []
@@ -356,7 +307,7 @@ class Producer:
         lanes: list[Lane] = []
         size = 0
         while in_flight.has_room(size):
-            lane = self._next_due(now)
+            lane = self._agenda.take(now)
             record = self._head(lane, now) if lane else None
             if lane is None or record is None:
                 if lane is None:
@@ -367,28 +318,22 @@ class Producer:
                 requests.append(in_flight.start(records, lanes, size))
                 records, lanes, size = [], [], 0
                 if not in_flight.has_room():
-                    self._look_at(lane, now)
+                    self._agenda.add(lane, now)
                     break
             record.attempts += 1
             lane.move(Event.SENT)
-            lane.looks_at = _NEVER
+            lane.looks_at = NEVER
             lane.pace.take(record.size, now)
             records.append(record)
             lanes.append(lane)
             size += record.size
         if records:
             requests.append(in_flight.start(records, lanes, size))
-        in_flight.note_filled()
         return requests
 
-    def _next_due(self, now: float) -> Lane | None:
-        agenda = self._agenda
-        while agenda and agenda[0][0] <= now:
-            due, _, lane = heappop(agenda)
-            if due == lane.due_at:
-                lane.due_at = _NEVER
-                return lane
-        return None
+    def _due_at(self) -> float:
+        """When the next lane may send, if nothing else happens; infinity if none wants to."""
+        return max(self._agenda.next() + self._company(), self._in_flight.silent_until)
 
     def _company(self) -> float:
         """How long a lane that is due waits for others that go with it, in seconds."""
@@ -403,16 +348,16 @@ class Producer:
             return None
         ready_at = lane.pace.ready_at(now)
         if ready_at > now:
-            self._look_at(lane, ready_at)
+            self._agenda.add(lane, ready_at)
             return None
         if lane.head is not None:
             return lane.head
-        lane.head = self._container(lane, now) if self._aggregate else self._single(lane)
+        if self._aggregate:
+            lane.head = self._container(lane, now)
+        else:
+            post = lane.posts[0]
+            lane.head = self._record(lane, 1, post.key.decode(), "", post.line, SealReason.SINGLE)
         return lane.head
-
-    def _single(self, lane: Lane) -> KinesisRecord:
-        post = lane.posts[0]
-        return self._record(lane, 1, post.key.decode(), "", post.line, SealReason.SINGLE)
 
     def _container(self, lane: Lane, now: float) -> KinesisRecord:
         """Pack the posts that wait: all, if they have lingered, otherwise as many as fill whole payload units."""
@@ -438,17 +383,12 @@ class Producer:
             data,
             posts,
             reason,
-            generation=self._generation,
+            generation=self._lanes.generation,
             perhaps_stored=perhaps_stored,
             astray=astray,
         )
 
     # When a lane is to be looked at
-
-    def _look_at(self, lane: Lane, when: float) -> None:
-        lane.due_at = when
-        self._agenda_count += 1
-        heappush(self._agenda, (when, self._agenda_count, lane))
 
     def _plan(self, lane: Lane, now: float) -> None:
         """Set when an idle lane with posts sends: at once if there is a reason, else when the linger is over."""
@@ -458,13 +398,13 @@ class Producer:
             lane.looks_at = 0
             return
         if lane.size >= self._target or lane.doubtful or self._closing:
-            lane.looks_at = _NEVER
+            lane.looks_at = NEVER
             when = now
         else:
             lane.looks_at = self._target
             when = max(now, self._lingers_until(lane))
         if when < lane.due_at:
-            self._look_at(lane, when)
+            self._agenda.add(lane, when)
 
     def _lingers_until(self, lane: Lane) -> float:
         """Rounded down to a step, so that lanes of many shards share a request instead of sending one each."""
@@ -478,7 +418,7 @@ class Producer:
         self, lane: Lane, record: KinesisRecord, shard_id: str, sequence_number: str, now: float
     ) -> list[Outcome]:
         expected = self._ignores_keys or shard_id == lane.slice.shard_id
-        fresh = record.generation == self._generation
+        fresh = record.generation == self._lanes.generation
         if not expected and (record.astray < STRAYS_AT_MOST or not fresh):
             lane.move(Event.ASTRAY)
             lane.shard_id = shard_id
@@ -504,25 +444,25 @@ class Producer:
             fits = at is not None and at.first <= hash_key(post.key) <= at.last
             (inside if fits else outside).append(post)
         lane.move(Event.SETTLED)
-        strays = record.astray + 1 if record.generation == self._generation else 0
-        self._put_in_front(outside, now, perhaps_stored=True, astray=strays)
+        strays = record.astray + 1 if record.generation == self._lanes.generation else 0
+        for waiting in self._lanes.put_in_front(outside, doubtful=True, astray=strays):
+            self._plan(waiting, now)
         self._after_head(lane, now)
         return [self._end(inside, record)] if inside else []
 
     def _retry(self, lane: Lane, trouble: Trouble, now: float) -> None:
         lane.move(Event.RETRY)
         lane.failures += 1
-        if lane in self._retired:
-            self._release(lane, now)
+        if lane in self._lanes.retired:
+            self._after_head(lane, now)
             return
         lane.ready_at = now + delay(trouble, lane.failures, self.rng)
-        self._look_at(lane, lane.ready_at)
+        self._agenda.add(lane, lane.ready_at)
 
     def _after_head(self, lane: Lane, now: float) -> None:
-        if lane in self._retired:
-            self._release(lane, now)
-        else:
-            self._plan(lane, now)
+        """Plan what follows: the lane's next record, or the lanes that waited for an older one."""
+        for waiting in self._lanes.release(lane) if lane in self._lanes.retired else (lane,):
+            self._plan(waiting, now)
 
     def _end(
         self, posts: Sequence[Post], record: KinesisRecord, reason: DropReason | None = None, message: str = ""
@@ -531,17 +471,8 @@ class Producer:
         self._bytes -= sum([len(post.line) for post in posts]) + len(posts) * POST_OVERHEAD_BYTES
         return Outcome(posts, reason, record.attempts, record.perhaps_stored, message)
 
-    def _return(self, now: float) -> None:
-        """Kinesis is back. Who still waits for it, for seconds perhaps, need not."""
-        for lane in self._lanes:
-            if lane.state is State.BACKING_OFF and lane.ready_at > now + RETURN_SECONDS:
-                lane.ready_at = now + self.rng.uniform(0, RETURN_SECONDS)
-                self._look_at(lane, lane.ready_at)
-
-    # Resharding
-
     def _redraw(self, now: float) -> None:
-        """Build the lanes of the new map, keep those that are the same, deal out the posts of the others."""
+        """Cut the shards into lanes anew."""
         self._aggregate = self._wants_aggregates and not self._ignores_keys
         limit = min(TARGET_BYTES * self._growth, self._record_limit - NAME_BYTES)
         self._target = limit if self._aggregate else 0
@@ -551,53 +482,13 @@ class Producer:
             # Without aggregation a lane carries one post at a time: then as many lanes as fill a request.
             enough = -(-RECORDS_PER_REQUEST // len(self._shards)) if self._shards and not self._aggregate else 1
             pieces = slices(self._shards, max(self._lanes_per_shard, enough))
-        old = {lane.slice: lane for lane in self._lanes}
-        self._map = ShardMap(pieces)
-        self._generation += 1
-        names = dict.fromkeys(piece.shard_id or piece.name for piece in pieces)
-        self._paces = {name: self._paces.get(name) or Pace(now) for name in names}
-        self._lanes = [
-            old.pop(piece) if piece in old else Lane(piece, self._paces[piece.shard_id or piece.name])
-            for piece in pieces
-        ]
-        self._retired.update(old.values())
-        for lane in self._lanes:
-            lane.blockers.clear()
-        for retired in self._retired:
-            for place in self._map.overlapping(retired.slice):
-                self._lanes[place].blockers.add(retired)
-        for lane in old.values():
-            lane.due_at = _NEVER
-            doubtful = lane.doubtful
-            for number, post in enumerate(lane.take(len(lane.posts))):
-                new = self._lanes[self._map.index(post.key)]
-                new.posts.append(post)
-                new.size += len(post.line)
-                if number < doubtful:
-                    new.doubtful = len(new.posts)
-        for lane in old.values():
-            if lane.state in {State.IDLE, State.BACKING_OFF}:
-                self._release(lane, now)
-
-    def _release(self, lane: Lane, now: float) -> None:
-        """Let go of a lane of an older map that has nothing under way; a head without an answer goes first."""
-        self._retired.discard(lane)
-        if lane.head is not None:
-            self._put_in_front(lane.head.posts, now, perhaps_stored=lane.head.perhaps_stored)
-            lane.head = None
-        assert self._map is not None
-        for place in self._map.overlapping(lane.slice):
-            new = self._lanes[place]
-            new.blockers.discard(lane)
-            self._plan(new, now)
-
-    def _put_in_front(self, posts: Sequence[Post], now: float, *, perhaps_stored: bool, astray: int = 0) -> None:
-        """Queue posts before everything that waits in their lanes, in order."""
-        assert self._map is not None
-        by_lane: dict[int, list[Post]] = {}
-        for post in posts:
-            by_lane.setdefault(self._map.index(post.key), []).append(post)
-        for index, returned in by_lane.items():
-            lane = self._lanes[index]
-            lane.put_in_front(returned, doubtful=perhaps_stored, astray=astray)
+        self._lanes.redraw(pieces, now)
+        for lane in self._lanes.open:
             self._plan(lane, now)
+
+    def _return(self, now: float) -> None:
+        """Kinesis is back. Who still waits for it, for seconds perhaps, need not."""
+        for lane in self._lanes.open:
+            if lane.state is State.BACKING_OFF and lane.ready_at > now + RETURN_SECONDS:
+                lane.ready_at = now + self.rng.uniform(0, RETURN_SECONDS)
+                self._agenda.add(lane, lane.ready_at)

@@ -20,7 +20,7 @@ from playwright.async_api import Browser, Page
 
 from service.admin import Admin, Health
 from service.core.board import Board, Look
-from service.core.producer import ShardState
+from service.core.lanes import ShardState
 from service.core.records import Post
 from service.core.verdict import Check
 from service.metrics import Metrics, new_registry

@@ -4,7 +4,8 @@ import re
 
 from prometheus_client import generate_latest
 
-from service.core.producer import ShardState, Statistics
+from service.core.lanes import ShardState
+from service.core.producer import Statistics
 from service.core.verdict import Check
 from service.metrics import Inside, Metrics, new_registry
 

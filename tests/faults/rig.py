@@ -88,7 +88,9 @@ class Rig:
         self.metrics = Metrics(self.registry)
         self.health = Health(["stream", "kinesis", "buffer"])
         self._letters = DeadLetters(directory, x.clock.now)
-        self._producer = Producer(memory_limit=64 * MIB, rng=self._rng)
+        self._producer = Producer(
+            aggregate=True, lanes_per_shard=1, linger=0.1, memory_limit=64 * MIB, compress=False, rng=self._rng
+        )
         self._journal: Journal | None = None
         self.source: Source | None = None
         self.running: asyncio.Task[None] | None = None

@@ -5,7 +5,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.core.gaps import SNOWFLAKE_EPOCH
-from service.core.producer import ShardState, Statistics
+from service.core.lanes import ShardState
+from service.core.producer import Statistics
 from service.core.reconnect import Reason
 from service.core.records import (
     DropReason,

@@ -139,7 +139,9 @@ class Rig:
         self.observer = Observer()
         self.outcomes: list[Outcome] = []
         self.sink_states: list[tuple[bool, str]] = []
-        self.producer = Producer(linger=linger, memory_limit=memory, rng=Random(1))
+        self.producer = Producer(
+            aggregate=True, lanes_per_shard=1, linger=linger, memory_limit=memory, compress=False, rng=Random(1)
+        )
         self.sender = Sender(
             self.producer,
             self.sink,

@@ -5,7 +5,8 @@ import pytest
 
 from service.core.board import CELL_SECONDS, CELLS, EVENTS, LOOKS, POSTS, ROWS, Board, Look
 from service.core.figures import Histogram
-from service.core.producer import ShardState, Statistics
+from service.core.lanes import ShardState
+from service.core.producer import Statistics
 from service.core.records import Post
 from service.core.verdict import Check
 

@@ -14,7 +14,6 @@ def fill(in_flight: InFlight) -> list[PutRequest]:
     started = []
     while in_flight.has_room():
         started.append(in_flight.start([], [], 1))
-    in_flight.note_filled()
     return started
 
 
@@ -57,7 +56,6 @@ def test_a_window_that_is_not_used_does_not_grow(in_flight: InFlight) -> None:
     """Successes of a calm stream say nothing about what Kinesis could take."""
     for _ in range(50):
         request = in_flight.start([], [], 1)
-        in_flight.note_filled()
         in_flight.end(request)
         in_flight.note_answer()
     assert in_flight.window == FIRST_WINDOW

@@ -26,8 +26,7 @@ from service.core.limits import (
     RECORDS_PER_REQUEST,
     REQUEST_BYTES,
 )
-from service.core.pace import DECREASE
-from service.core.producer import POST_OVERHEAD_BYTES, Producer, ShardState, Statistics
+from service.core.producer import POST_OVERHEAD_BYTES, Producer, Statistics
 from service.core.records import (
     DropReason,
     FailureKind,
@@ -485,7 +484,9 @@ class TestWhenABatchIsSent:
 class TestTheDoor:
     def test_posts_need_the_shards(self) -> None:
         """Without a map there is no lane; to offer then is a mistake of the caller."""
-        producer = Producer(rng=Random(1))
+        producer = Producer(
+            aggregate=True, lanes_per_shard=1, linger=0.0, memory_limit=MIB, compress=False, rng=Random(1)
+        )
         assert producer.wants_shards
         with pytest.raises(RuntimeError, match="on_shards"):
             producer.offer([], 0.0)
@@ -518,7 +519,7 @@ class TestTheDoor:
         assert rig.producer.statistics().bytes == 0
 
     def test_statistics_count_what_is_inside(self) -> None:
-        """Posts, lanes by their state, requests under way and the window."""
+        """Posts, lanes by their state, requests under way and the window; and the same of each shard."""
         rig = Rig(count=3, linger=0.0)
         for shard in (0, 1):
             rig.producer.offer([rig.post(key(shard, 3))], 0.0)
@@ -536,25 +537,7 @@ class TestTheDoor:
             window=8,
         )
         assert expected == rig.producer.statistics()
-
-    def test_shards_tell_how_they_are(self) -> None:
-        """What waits, since when, and how much of its limits each may use after its throttles."""
-        rig = Rig(count=3, linger=0.0)
-        rig.producer.offer([rig.post(key(0, 3)), rig.post(key(1, 3))], 0.0)
-        rig.producer.on_response(rig.only_request(0.0), [FAILED, THROTTLED], 1.0)
-        rig.producer.offer([rig.post(key(1, 3))], 1.0)
-        first, second, third = rig.producer.shards(1.0)
-        assert first == ShardState("shardId-000000000000", 1.0, 1, 1, 1.0)
-        assert second == ShardState("shardId-000000000001", DECREASE, 1, 2, 1.0)
-        assert third == ShardState("shardId-000000000002", 1.0, 0, 0, 0.0)
-        assert rig.producer.shards(100.0)[1].share == 1.0
-
-    def test_a_stream_that_ignores_keys_is_one(self) -> None:
-        """Its records go anywhere, so that nothing can be told of one shard."""
-        rig = Rig(count=3)
-        rig.producer.on_shards(rig.model.open, 0.0, ignores_keys=True)
-        rig.producer.offer([rig.post(key(0, 3)), rig.post(key(2, 3))], 0.0)
-        assert rig.producer.shards(2.0) == [ShardState("any", 1.0, 0, 2, 2.0)]
+        assert [(state.posts, state.backing_off) for state in rig.producer.shards(0.1)] == [(1, 1), (1, 1), (1, 0)]
 
 
 class TestTrouble:
@@ -624,7 +607,7 @@ class TestTrouble:
         assert sizes[0] == 64
         assert set(sizes[3:]) == {1}
         assert len(sizes) < 40
-        heads = [lane.head for lane in rig.producer._lanes if lane.head]
+        heads = [lane.head for lane in rig.producer._lanes.open if lane.head]
         assert sum(len(head.posts) for head in heads) < 300, "what waits stays a queue of posts"
 
     def test_after_an_outage_all_lanes_are_back_within_half_a_second(self) -> None:
@@ -655,7 +638,7 @@ class TestTrouble:
             for request in rig.producer.requests(now):
                 rig.producer.on_failure(request, NOT_STORED, now)
             now = rig.producer.next_deadline()
-            late = [lane for lane in rig.producer._lanes if lane.ready_at > now + 1]
+            late = [lane for lane in rig.producer._lanes.open if lane.ready_at > now + 1]
         rig.answer(rig.only_request(now), now)
         assert len({lane.ready_at for lane in late}) == len(late)
         assert all(now < lane.ready_at <= now + 0.5 for lane in late)
@@ -1136,8 +1119,7 @@ class Busy:
     """A producer that always has more to send than a shard takes; its requests need a round trip of 20 ms."""
 
     def __init__(self, seed: int, shard: SharedShard) -> None:
-        self.producer = Producer(linger=0.0, rng=Random(seed))
-        self.producer.on_shards(shards(1), 0.0)
+        self.producer = Rig(linger=0.0, rng=Random(seed)).producer
         self.shard = shard
         self.under_way: list[tuple[float, PutRequest, list[RecordResult]]] = []
         self.delivered = 0
