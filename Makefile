@@ -43,11 +43,10 @@ lint: setup-dev ## ruff and mypy
 	$(BIN)/mypy
 
 test: lint ## lint, types and tests
-	$(BIN)/pytest -n auto -m "not integration and not long"
-	$(BIN)/pytest $(SIDE_BY_SIDE) -m "integration and not long and not container and not browser"
+	$(BIN)/pytest $(SIDE_BY_SIDE)
 
-# These tests wait more than they compute.
-SIDE_BY_SIDE := -n 3 --dist worksteal
+# Two processes a core: many tests wait for other processes.
+SIDE_BY_SIDE = -n $$($(BIN)/python -c 'import os; print(2 * os.cpu_count())') --dist worksteal
 
 test-long: setup-dev ## the long proofs: fifty kills, a minute of faults, an outage, resharding, X's own client; every branch of the core
 	$(BIN)/pytest $(SIDE_BY_SIDE) -m long

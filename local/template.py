@@ -16,6 +16,11 @@ from typing import Any
 
 import yaml
 
+try:
+    from yaml import CSafeLoader as SafeLoader  # ten times as fast
+except ImportError:  # PyYAML was built where there was no libyaml
+    from yaml import SafeLoader  # type: ignore[assignment]
+
 TEMPLATE = Path(__file__).parent.parent / "deploy" / "template.yaml"
 
 _TABLE = "EventDataTable"
@@ -274,7 +279,7 @@ class Template:
         return name_of
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(SafeLoader):
     """YAML with CloudFormation's short tags, read as their long form."""
 
     def short_form(self, name: str, node: yaml.ScalarNode | yaml.SequenceNode | yaml.MappingNode) -> dict[str, Any]:

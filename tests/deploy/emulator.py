@@ -7,6 +7,7 @@ import sys
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,19 +50,22 @@ class LocalSession:
         )
 
 
-@contextmanager
-def moto() -> Iterator[LocalSession]:
-    """Run an empty AWS."""
+@cache
+def _url() -> str:
+    """Start moto, for as long as this process lives: to stop it takes half a second."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     _, port = server.get_host_and_port()
     # By this name moto knows that a bucket's name stands in the path of an address.
-    session = LocalSession(f"http://localhost:{port}")
+    return f"http://localhost:{port}"
+
+
+@contextmanager
+def moto() -> Iterator[LocalSession]:
+    """Give an empty AWS, and empty it again."""
     try:
-        yield session
+        yield LocalSession(_url())
     finally:
-        server.stop()
-        # What moto holds belongs to the process.
         moto_api_backend.reset()
 
 

@@ -13,8 +13,6 @@ from typing import Any
 
 import boto3
 import pytest
-from cfnlint.api import lint_file
-from cfnlint.config import ManualArgs
 from moto.server import ThreadedMotoServer
 
 from local.template import TEMPLATE, Template
@@ -26,27 +24,6 @@ RESOURCES = DOCUMENT["Resources"]
 
 # Headers and body of each answer that CloudFormation got.
 Received = list[tuple[dict[str, str], dict[str, str]]]
-
-
-@pytest.mark.long
-def test_cfn_lint_has_nothing_to_say() -> None:
-    """The linter finds nothing in any region, informational rules included."""
-    assert lint_file(TEMPLATE, config=ManualArgs(include_checks=["I"], regions=["ALL_REGIONS"])) == []
-
-
-def test_what_the_linter_is_told_to_ignore_is_there(tmp_path: Path) -> None:
-    """Without the template's own word to cfn-lint, it finds the empty defaults of the producer, and nothing else."""
-    bare = tmp_path / "template.yaml"
-    text = TEMPLATE.read_text(encoding="utf-8")
-    word = "      ignore_checks: [W1030, W1033]\n"
-    assert word in text
-    bare.write_text(text.replace(word, "      ignore_checks: []\n"), encoding="utf-8")
-    found = lint_file(bare, config=ManualArgs(include_checks=["I"], regions=["us-east-1"]))
-    assert {(match.rule.id, re.findall(r"'(Producer\w+|)'", match.message)[0]) for match in found} == {
-        ("W1030", "ProducerTokenSecretArn"),
-        ("W1030", "ProducerVpc"),
-        ("W1033", ""),
-    }
 
 
 def test_template_fits_into_one_object() -> None:
