@@ -3,10 +3,10 @@ Kinesis as the daemon sees it: PutRecords, the open shards, the facts of the str
 
 Calls go a way of their own. botocore's generic one writes every member and reads every answer by the service model, and
 repeats requests behind the back of the lanes. Here a body is joined by hand around base64 by pybase64, and an answer is
-one typed decode by msgspec. All else stays botocore's: at the start it is asked how it would send each operation for
-this stream (its event before-call shows URL, headers and signing names, so that FIPS, dual stack, account endpoints and
-AWS_ENDPOINT_URL_KINESIS count), its signer signs every request with credentials that it refreshes, and its HTTP
-session, with its TLS, proxies and pool, sends them.
+one typed decode by msgspec; `core.answers` says what it means. All else stays botocore's: at the start it is asked how
+it would send each operation for this stream (its event before-call shows URL, headers and signing names, so that FIPS,
+dual stack, account endpoints and AWS_ENDPOINT_URL_KINESIS count), its signer signs every request with credentials that
+it refreshes, and its HTTP session, with its TLS, proxies and pool, sends them.
 
 CPU milliseconds of one PutRecords on the producer's side: CPython 3.11, uvloop, aiobotocore 3.10, canned answers over
 plain HTTP on loopback, 8 requests in flight, the lowest of many rounds. "Events" is the plain call with body and answer
@@ -30,17 +30,13 @@ Rules and traps:
 * aiohttp warns of bodies over 1 MiB given as bytes, and copies them. Slices of one memoryview avoid both.
 * botocore reads AWS_DEFAULT_REGION and profiles, but not AWS_REGION, which all other SDKs of AWS read.
 * A ValidationException of STS speaks of a role, not of records. So nothing that fails before sending is ever REFUSED.
-* The text of a signature error repeats the signed headers, session token included, and is never quoted. Of other texts
-  whatever looks like a secret, and the values that a ValidationException repeats, are blotted out.
 * The loggers of botocore and aiobotocore write whole requests at DEBUG: they must stay above it.
 """
 
 import asyncio
-import re
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
 
@@ -65,6 +61,7 @@ from botocore.exceptions import (
 )
 
 from service import __version__
+from service.core.answers import one_line, refusal, results
 from service.core.limits import DEFAULT_RECORD_BYTES, HASH_KEYS, KIB
 from service.core.records import FailureKind, KinesisRecord, RecordResult, RequestFailure, Shard, StreamFacts
 from service.http_client import plain
@@ -75,44 +72,11 @@ _CONNECTIONS = 64
 # Large enough that most of a body takes few writes, small enough that the loop breathes between them.
 _SLICE_BYTES = 256 * KIB
 
-# AWS refuses a signature that is five minutes off; where the clocks agree to a minute, they are not the cause.
-_CLOCK_TOLERANCE_SECONDS = 60
-
-# What an answer means that is not Kinesis' JSON: a page of a proxy or a load balancer.
-_CODES_OF_STATUS = {401: "AccessDenied", 403: "AccessDenied", 413: "RequestEntityTooLarge", 429: "Throttling"}
-
-# What must not reach a log: values that a ValidationException repeats, users in URLs, key ids, and whatever is long
-# enough for a secret (a path, which begins with a slash, may be long).
-_PRIVATE = re.compile(
-    r"(?<=[Vv]alue ').*?(?=' at |$)|(?<=://)[^/\s]*(?=@)|\bA[KS]IA[A-Z0-9]{16}\b"
-    r"|(?<![A-Za-z0-9+/=])[A-Za-z0-9+=][A-Za-z0-9+/=]{39,}"
-)
-
 _T = TypeVar("_T")
 
 
 class KinesisError(Exception):
-    """
-    A call at the start, or a refresh of the shards, failed; `str` is one line for an operator and holds no secret.
-
-    Attributes:
-        kind: what it means; DENIED and REFUSED need an operator, the others may be tried again.
-    """
-
-    def __init__(self, kind: FailureKind, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
-
-
-class _Entry(msgspec.Struct, rename="pascal", gc=False):
-    shard_id: str | None = None
-    sequence_number: str | None = None
-    error_code: str | None = None
-    error_message: str | None = None
-
-
-class _PutRecordsOutput(msgspec.Struct, rename="pascal"):
-    records: list[_Entry]
+    """A call at the start, or a refresh of the shards, failed; `str` is one line for an operator without a secret."""
 
 
 class _HashKeyRange(msgspec.Struct, rename="pascal"):
@@ -133,9 +97,7 @@ class _ListShardsOutput(msgspec.Struct, rename="pascal"):
 class _Summary(msgspec.Struct, rename="pascal"):
     # The defaults are what all streams had before the API spoke of it; older stand-ins still do not.
     stream_name: str
-    stream_arn: str = msgspec.field(name="StreamARN")
     stream_status: str
-    open_shard_count: int
     stream_mode_details: dict[str, str] = {}
     max_record_size_in_kib: int = msgspec.field(name="MaxRecordSizeInKiB", default=DEFAULT_RECORD_BYTES // KIB)
     record_distribution_strategy: str = "USER_PARTITION_KEY"
@@ -143,16 +105,6 @@ class _Summary(msgspec.Struct, rename="pascal"):
 
 class _DescribeStreamSummaryOutput(msgspec.Struct, rename="pascal"):
     stream_description_summary: _Summary
-
-
-class _Fault(msgspec.Struct):
-    # The body of an error; some of AWS' front ends write Message.
-    code: str = msgspec.field(name="__type", default="")
-    message: str = ""
-    other_message: str = msgspec.field(name="Message", default="")
-
-
-_put_records_output = msgspec.json.Decoder(_PutRecordsOutput)
 
 
 class Kinesis:
@@ -167,7 +119,7 @@ class Kinesis:
         read_timeout: seconds without a byte of the answer, once the request is sent.
         request_timeout: seconds for a whole request.
 
-    Entering it sends nothing to Kinesis. It raises KinesisError (DENIED) where no region or no credentials can be had.
+    Entering it sends nothing to Kinesis. It raises KinesisError where no region or no credentials can be had.
     """
 
     def __init__(
@@ -209,7 +161,7 @@ class Kinesis:
                 # In vain, but credentials that cannot be had are told here, before anything is sent.
                 await self._sign("PutRecords", b"")
             except Exception as error:  # what a provider of credentials raises is not only botocore's
-                raise KinesisError(FailureKind.DENIED, _setting(error)) from None
+                raise KinesisError(_setting(error)) from None
             self._resources = resources.pop_all()
         return self
 
@@ -227,19 +179,11 @@ class Kinesis:
             one result per record, in their order; or why there are none. Trouble that can be expected never raises.
         """
         answer = await self._ask("PutRecords", self.body(records))
-        if isinstance(answer, RequestFailure):
-            return answer
-        results = _results(answer)
-        if results is None or len(results) != len(records):
-            # HTTP says that it went well, so it may well have.
-            said = "something that cannot be read" if results is None else f"{len(results)} results"
-            message = f"{self._host} answered {len(records)} records with {said}"
-            return RequestFailure(FailureKind.UNKNOWN, "UnreadableAnswer", message)
-        return results
+        return answer if isinstance(answer, RequestFailure) else results(answer, len(records), self._host)
 
     async def shards(self) -> list[Shard]:
         """
-        List the open shards, lowest hash keys first.
+        List the open shards.
 
         Raises:
             KinesisError: the list, or a page of it, could not be had.
@@ -254,24 +198,21 @@ class Kinesis:
             # ListShards refuses a token beside the stream's name: the token already names the stream.
             query = {"NextToken": page.next_token}
         ranges = [(shard.shard_id, shard.hash_key_range) for shard in found]
-        shards = [Shard(name, int(keys.starting_hash_key), int(keys.ending_hash_key)) for name, keys in ranges]
-        return sorted(shards, key=lambda shard: shard.first)
+        return [Shard(name, int(keys.starting_hash_key), int(keys.ending_hash_key)) for name, keys in ranges]
 
     async def facts(self) -> StreamFacts:
         """
         Ask what the stream is: DescribeStreamSummary.
 
         Raises:
-            KinesisError: DENIED where the stream does not exist or the credentials do not serve.
+            KinesisError: the stream does not exist, the credentials do not serve, or there was no answer.
         """
         answer = await self._ask("DescribeStreamSummary", orjson.dumps(self._stream))
         summary = self._read(answer, _DescribeStreamSummaryOutput).stream_description_summary
         return StreamFacts(
             name=summary.stream_name,
-            arn=summary.stream_arn,
             status=summary.stream_status,
             mode=summary.stream_mode_details.get("StreamMode", "PROVISIONED"),
-            open_shards=summary.open_shard_count,
             record_bytes=summary.max_record_size_in_kib * KIB,
             ignores_keys=summary.record_distribution_strategy == "AUTO",
         )
@@ -291,7 +232,7 @@ class Kinesis:
         refuses once it has checked the permission; so nothing is stored even where a region does not know dry runs.
 
         Raises:
-            KinesisError: DENIED where records may not be put.
+            KinesisError: records may not be put.
         """
         if not self._is_aws():
             return False
@@ -300,7 +241,7 @@ class Kinesis:
         answer = await self._ask("PutRecords", orjson.dumps(query))
         allowed = {"DryRunOperationException", "InvalidArgumentException"}
         if isinstance(answer, RequestFailure) and answer.code not in allowed:
-            raise KinesisError(answer.kind, answer.message)
+            raise KinesisError(answer.message)
         return True
 
     async def _learn_requests(self, client: Any) -> None:
@@ -355,21 +296,24 @@ class Kinesis:
                 content: bytes = await response.content
         except (BotoCoreError, TimeoutError) as error:
             return self._broken(error)
-        return content if response.status_code < 300 else self._refused(response, content)
+        status, headers = response.status_code, response.headers
+        if status < 300:
+            return content
+        return refusal(status, headers, content, time.time(), host=self._host, place=self._place)
 
     def _read(self, answer: bytes | RequestFailure, shape: type[_T]) -> _T:
         if isinstance(answer, RequestFailure):
-            raise KinesisError(answer.kind, answer.message)
+            raise KinesisError(answer.message)
         try:
             return msgspec.json.decode(answer, type=shape)
         except (msgspec.DecodeError, UnicodeDecodeError):
             message = f"{self._host} does not answer as Kinesis does: check AWS_ENDPOINT_URL_KINESIS"
-            raise KinesisError(FailureKind.UNKNOWN, message) from None
+            raise KinesisError(message) from None
 
     def _broken(self, error: Exception) -> RequestFailure:
         """Say what it means for the records that there was no answer: the table of what happens on the way."""
         cause = error.kwargs.get("error") if isinstance(error, BotoCoreError) else None
-        reason, way_out = _one_line(plain(cause or error)), "check AWS_REGION, AWS_ENDPOINT_URL_KINESIS and the network"
+        reason, way_out = one_line(plain(cause or error)), "check AWS_REGION, AWS_ENDPOINT_URL_KINESIS and the network"
         match error:
             case ProxyConnectionError():
                 # The tunnel never stood.
@@ -391,73 +335,6 @@ class Kinesis:
                 kind, text = FailureKind.UNKNOWN, f"No answer from {self._host}: {reason}"
         return RequestFailure(kind, type(error).__name__, text)
 
-    def _refused(self, response: Any, content: bytes) -> RequestFailure:
-        """Say what an error answer means for the records: the table of what Kinesis says."""
-        status, headers = response.status_code, response.headers
-        try:
-            fault = msgspec.json.decode(content, type=_Fault)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            fault = _Fault()
-        # In full it is "com.amazonaws.kinesis#SomeException:http://...".
-        code = (fault.code or headers.get("x-amzn-errortype") or "").rpartition("#")[2].partition(":")[0]
-        name = code.removesuffix("Exception") or _CODES_OF_STATUS.get(status, "")
-        code = code or f"HTTP {status}"
-        said = f"{code}: {_one_line(fault.message or fault.other_message)}".removesuffix(": ")
-        ahead = _seconds_ahead(headers.get("date") or "")
-        match name:
-            case "ProvisionedThroughputExceeded" | "LimitExceeded" | "KMSThrottling" | "Throttling":
-                # The whole request was turned away before any record was looked at.
-                kind, text = FailureKind.NOT_STORED, f"Kinesis throttles {self._place} ({said})"
-            case "InvalidSignature" | "SignatureDoesNotMatch" if abs(ahead) < _CLOCK_TOLERANCE_SECONDS:
-                # The key id is known, and the secret is not the one that belongs to it. The message quotes headers.
-                kind, text = FailureKind.DENIED, f"The signature is refused ({code}): check the AWS secret access key"
-            case "InvalidSignature" | "SignatureDoesNotMatch" | "RequestExpired" | "RequestTimeTooSkewed":
-                # Signed for another time than Kinesis has, until the clock is right.
-                off = f"{abs(ahead):.0f} s {'behind' if ahead > 0 else 'ahead of'}" if ahead else "not"
-                kind, text = FailureKind.DENIED, f"The clock of this machine is {off} that of Kinesis ({code}): set it"
-            case "ExpiredToken" | "UnrecognizedClient" | "InvalidClientTokenId":
-                # Checked before the request is read; new credentials are taken up as they come.
-                kind, text = FailureKind.DENIED, f"The AWS credentials are refused ({code}): renew or correct them"
-            case "IncompleteSignature" | "MissingAuthenticationToken" | "OptInRequired":
-                # As before; a proxy that takes headers away does it too. The message quotes headers.
-                kind, text = FailureKind.DENIED, f"The AWS credentials do not serve ({code}): check account and proxies"
-            case "AccessDenied" | "NotAuthorized":
-                # A policy says no. An administrator can change it while the daemon waits.
-                kind, text = FailureKind.DENIED, f"The AWS credentials may not use {self._place} ({said})"
-            case "ResourceNotFound":
-                # No such stream, or not yet. Either can change.
-                way_out = "check MILLRACE_STREAM, AWS_REGION and the account of the credentials"
-                kind, text = FailureKind.DENIED, f"There is no {self._place}: {way_out}"
-            case "ResourceInUse":
-                # It is being created or deleted. The first passes by itself.
-                kind, text = FailureKind.DENIED, f"The {self._place} is not active ({said})"
-            case _ if name.startswith("KMS"):
-                # Disabled, missing or not for us, until the key's owner changes that.
-                kind, text = FailureKind.DENIED, f"The encryption key of {self._place} cannot be used ({said})"
-            case "Validation" | "ValidationError" | "InvalidArgument" | "Serialization" | "RequestEntityTooLarge":
-                # The same bytes would be refused again.
-                kind, text = FailureKind.REFUSED, f"The request to {self._place} is not valid ({said})"
-            case "InternalFailure" | "ServiceUnavailable" | "RequestTimeout":
-                # It failed before or after storing.
-                kind, text = FailureKind.UNKNOWN, f"Kinesis failed ({said})"
-            case _ if status >= 500 or status == 408:
-                # The same, from whatever stands before Kinesis.
-                kind, text = FailureKind.UNKNOWN, f"{self._host} failed ({said})"
-            case _:
-                # Turned away for a reason never seen: wait for an operator, because REFUSED would drop posts.
-                kind, text = FailureKind.DENIED, f"{self._host} turns the request away ({said}): is it Kinesis?"
-        return RequestFailure(kind, code, text)
-
-
-def _results(answer: bytes) -> list[RecordResult] | None:
-    try:
-        entries = _put_records_output.decode(answer).records
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
-    if not all(entry.error_code or (entry.shard_id and entry.sequence_number) for entry in entries):
-        return None
-    return [RecordResult(e.shard_id, e.sequence_number, e.error_code, e.error_message) for e in entries]
-
 
 async def _slices(body: bytes) -> AsyncIterator[memoryview]:
     view = memoryview(body)
@@ -474,25 +351,13 @@ def _setting(error: Exception) -> str:
             way_out = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or run under a role"
             return f"No AWS credentials in any place where botocore looks: {way_out}"
         case ProfileNotFound():
-            return f"{_one_line(error)}: check AWS_PROFILE, and AWS' files of this user"
+            return f"{one_line(error)}: check AWS_PROFILE, and AWS' files of this user"
         case ValueError() if str(error).startswith("Invalid endpoint"):
             return "AWS_ENDPOINT_URL_KINESIS, or AWS_ENDPOINT_URL, is not a URL: write one like https://host:port"
         case _:
-            return f"The AWS configuration or credentials cannot be used ({_code_of(error)}: {_one_line(error)})"
+            return f"The AWS configuration or credentials cannot be used ({_code_of(error)}: {one_line(error)})"
 
 
 def _code_of(error: Exception) -> str:
     code = error.response.get("Error", {}).get("Code") if isinstance(error, ClientError) else None
     return code or type(error).__name__
-
-
-def _one_line(text: object) -> str:
-    return _PRIVATE.sub("***", " ".join(str(text).split()))[:500]
-
-
-def _seconds_ahead(date: str) -> float:
-    """How far the clock of the server is ahead of this one; 0 where it does not tell."""
-    try:
-        return (parsedate_to_datetime(date) - datetime.now(UTC)).total_seconds()
-    except (TypeError, ValueError):
-        return 0.0

@@ -51,6 +51,22 @@ def test_a_line_of_the_log_is_explained(event: str) -> None:
     assert f"`{event}`" in PAGE
 
 
+def lines_about_kinesis() -> Iterator[str]:
+    """Give the longest piece of each line that says what a failure of Kinesis means, without what is filled in."""
+    for name in ("kinesis.py", "core/answers.py"):
+        for node in ast.walk(ast.parse((ROOT / "service" / name).read_text("utf-8"))):
+            if isinstance(node, ast.Tuple) and ast.unparse(node.elts[0]).startswith("FailureKind."):
+                line = node.elts[1]
+                pieces = [part.value for part in ast.walk(line) if isinstance(part, ast.Constant)]
+                yield max((str(piece) for piece in pieces), key=len).strip(" :;()")
+
+
+@pytest.mark.parametrize("line", sorted(set(lines_about_kinesis())))
+def test_a_failure_of_kinesis_is_explained(line: str) -> None:
+    """By what its line says in every case."""
+    assert line in PAGE
+
+
 @pytest.mark.parametrize("reason", [*Reason, *DropReason])
 def test_a_reason_is_explained(reason: Reason | DropReason) -> None:
     """Why there is no connection, and why a post was dropped."""

@@ -167,18 +167,14 @@ class StreamFacts(NamedTuple):
 
     Attributes:
         name: of the stream.
-        arn: of the stream.
         status: ACTIVE or UPDATING when records may be put.
         mode: PROVISIONED or ON_DEMAND.
-        open_shards: how many shards take records.
         record_bytes: the largest record (data plus key) that this stream takes.
         ignores_keys: the stream spreads records by itself (record distribution AUTO), so that order is its own.
     """
 
     name: str
-    arn: str
     status: str
     mode: str
-    open_shards: int
     record_bytes: int
     ignores_keys: bool

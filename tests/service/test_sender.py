@@ -92,7 +92,7 @@ class Sink:
         return self.open
 
     async def facts(self) -> StreamFacts:
-        return StreamFacts("posts", "arn", "ACTIVE", "PROVISIONED", len(self.open), self.record_bytes, False)
+        return StreamFacts("posts", "ACTIVE", "PROVISIONED", self.record_bytes, False)
 
 
 class Observer:

@@ -44,7 +44,7 @@ class Sink:
         return [Shard("a", 0, 1)]
 
     async def facts(self) -> StreamFacts:
-        return StreamFacts("posts", "arn", "ACTIVE", "PROVISIONED", 1, 1 << 20, False)
+        return StreamFacts("posts", "ACTIVE", "PROVISIONED", 1 << 20, False)
 
 
 def record(posts: int, received_at: float, attempts: int = 1) -> KinesisRecord:
