@@ -319,7 +319,7 @@ class Board:
             surplus=surplus,
             throttled=sum(count > lately.get(name, 0) for name, count in look.shard_throttles.items()),
             shards=len(look.shards),
-            dropped={DropReason(reason): count for reason, count in dropped.items()},
+            dropped={reason: dropped[reason.value] for reason in DropReason if reason.value in dropped},
             silence=look.at - look.received_at if look.received_at else None,
             retry_in=max(0.0, look.retry_at - look.at) if look.retry_at else None,
         )

@@ -6,7 +6,7 @@ All of them are plain data. What may change while a record waits (its attempts) 
 
 from collections.abc import Sequence
 from enum import Enum
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import msgspec
 
@@ -31,21 +31,36 @@ class Post(msgspec.Struct, gc=False):
 
 
 class DropReason(Enum):
-    """Why a post was not delivered. Each is a label of `millrace_posts_dropped_total`."""
+    """
+    Why a post was not delivered. Each is a label of `millrace_posts_dropped_total`.
 
-    NOT_JSON = "not_json"
-    NO_ID = "no_id"
-    X_ERROR = "x_error"  # a line of X that holds only errors: a message, not a post
-    LINE_TOO_LONG = "line_too_long"
-    LINE_CUT = "line_cut"  # the connection ended in the middle of it
-    NO_KEY = "no_key"  # nothing, or no text and no number, where PARTITION_KEY points
-    KEY_TOO_LONG = "key_too_long"
-    POST_TOO_LARGE = "post_too_large"
-    MEMORY_FULL = "memory_full"  # and there is no journal
-    JOURNAL_FULL = "journal_full"  # JOURNAL_LIMIT
-    DISK_FAILED = "disk_failed"  # full, or not writable
-    SHUTDOWN = "shutdown"  # the drain limit passed and nothing on disk keeps it
-    REFUSED = "refused"  # Kinesis will never take it
+    Attributes:
+        of_line: it is one line's trouble, which is no post or can never be sent, and not the daemon's.
+    """
+
+    NOT_JSON = "not_json", True
+    NO_ID = "no_id", True
+    X_ERROR = "x_error", True  # a line of X that holds only errors: a message, not a post
+    LINE_TOO_LONG = "line_too_long", True
+    LINE_CUT = "line_cut", True  # the connection ended in the middle of it
+    NO_KEY = "no_key", True  # nothing, or no text and no number, where PARTITION_KEY points
+    KEY_TOO_LONG = "key_too_long", True
+    POST_TOO_LARGE = "post_too_large", True
+    MEMORY_FULL = "memory_full", False  # and there is no journal
+    JOURNAL_FULL = "journal_full", False  # JOURNAL_LIMIT
+    DISK_FAILED = "disk_failed", False  # full, or not writable
+    SHUTDOWN = "shutdown", False  # the drain limit passed and nothing on disk keeps it
+    REFUSED = "refused", False  # Kinesis will never take it
+
+    _value_: str
+    of_line: bool
+
+    def __new__(cls, label: str, of_line: bool) -> Self:
+        """Give the label as the value."""
+        reason = object.__new__(cls)
+        reason._value_ = label
+        reason.of_line = of_line
+        return reason
 
 
 class Rejected(NamedTuple):

@@ -9,19 +9,6 @@ from typing import NamedTuple
 
 from service.core.records import DropReason
 
-# A line that is no post, or a post that can never be sent, is one line's trouble and not the daemon's.
-LINE_REASONS = frozenset(
-    {
-        DropReason.NOT_JSON,
-        DropReason.NO_ID,
-        DropReason.X_ERROR,
-        DropReason.LINE_TOO_LONG,
-        DropReason.LINE_CUT,
-        DropReason.NO_KEY,
-        DropReason.KEY_TOO_LONG,
-        DropReason.POST_TOO_LARGE,
-    }
-)
 # So long without a post, and the stream counts as quiet.
 QUIET_SECONDS = 30.0
 STARTING = "starting"
@@ -92,8 +79,8 @@ def conditions(view: View) -> list[Condition]:
 
 def _losses(view: View) -> list[Condition]:
     found = []
-    lines = {reason: count for reason, count in view.dropped.items() if reason in LINE_REASONS}
-    posts = {reason: count for reason, count in view.dropped.items() if reason not in LINE_REASONS}
+    lines = {reason: count for reason, count in view.dropped.items() if reason.of_line}
+    posts = {reason: count for reason, count in view.dropped.items() if not reason.of_line}
     if posts:
         words = f"{_posts(sum(posts.values()))} in the last minute: {_reasons(posts)}. See the dead letters."
         found.append(Condition("dropping", "bad", "Posts are dropped", words))
