@@ -7,7 +7,8 @@ a small bridge from warning upwards.
 
 Rules and traps:
 
-* Event names are snake_case constants; what varies is a field. The limit on repeated warnings counts by event name.
+* Event names are snake_case constants; what varies is a field. The limit on repeated warnings counts by
+  event name and by `reason`, which therefore is a word of a fixed set; what else is said is a `message`.
 * Secrets are removed from the finished line, so that none slips through in a nested value, in the text of an
   exception or in a field that nobody thought of.
 * Tracebacks never show local variables: those hold posts and tokens. structlog's defaults do show them, and use rich
@@ -66,22 +67,23 @@ class Redactor:
 
 class WarningLimiter:
     """
-    Lets a warning of one name through at once, and then once in `WARNING_INTERVAL` seconds.
+    Lets a warning of one name and `reason` through at once, and then once in `WARNING_INTERVAL` seconds.
 
-    The next one that passes carries `suppressed`: how many of its name did not. `clock` gives seconds. A name is the
-    event's, together with the logger's for lines from the bridge, so that there are only as many as in the code.
+    The next one that passes carries `suppressed`: how many like it did not. `clock` gives seconds. A name is the
+    event's, together with the logger's for lines from the bridge; a reason is one of a fixed set of words. So there are
+    only as many as in the code.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._last: dict[tuple[str, str], float] = {}
-        self._suppressed: dict[tuple[str, str], int] = {}
+        self._last: dict[tuple[str, str, str], float] = {}
+        self._suppressed: dict[tuple[str, str, str], int] = {}
 
     def __call__(self, _logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
         """Drop the line, or let it pass, as one of structlog's processors."""
         if method != "warning":
             return event
-        name = (event["event"], event.get("logger", ""))
+        name = (event["event"], event.get("logger", ""), event.get("reason", ""))
         now = self._clock()
         if now - self._last.get(name, -WARNING_INTERVAL) < WARNING_INTERVAL:
             self._suppressed[name] = self._suppressed.get(name, 0) + 1

@@ -179,7 +179,7 @@ class Sender:
         if isinstance(answer, RequestFailure):
             outcomes = self._producer.on_failure(request, answer, now)
             self._on_sink(False, answer.message)
-            log.warning("put_failed", code=answer.code, reason=answer.message, records=len(request.records))
+            log.warning("put_failed", code=answer.code, message=answer.message, records=len(request.records))
         else:
             outcomes = self._producer.on_response(request, answer, now)
             self._report(request, answer)
@@ -212,7 +212,7 @@ class Sender:
                 await self.start()
             except self._trouble as error:
                 failures += 1
-                log.warning("shards_not_listed", reason=str(error))
+                log.warning("shards_not_listed", message=str(error))
                 await asyncio.sleep(delay(Trouble.UNAVAILABLE, failures, self._producer.rng))
             else:
                 break

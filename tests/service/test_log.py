@@ -215,16 +215,17 @@ class TestRepeatedWarnings:
             (20, 9),
         ]
 
-    def test_by_name(self, output: Output) -> None:
+    def test_by_name_and_reason(self, output: Output) -> None:
         """One warning does not hold back another; other levels are never held back."""
         configure("info", stream=output.stream, clock=Clock())
         log = structlog.get_logger()
         for _ in range(2):
-            log.warning("a")
+            log.warning("a", reason="one")
+            log.warning("a", reason="two")
             log.warning("b")
             log.info("c")
             log.error("d")
-        assert [event["event"] for event in output.events] == ["a", "b", "c", "d", "c", "d"]
+        assert [event["event"] for event in output.events] == ["a", "a", "b", "c", "d", "c", "d"]
 
     def test_by_library(self, output: Output) -> None:
         """A talkative library does not hold back another one."""
