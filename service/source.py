@@ -196,12 +196,12 @@ class Source:
         await self._file.save(kept)
 
     async def _sync(self, wanted: Sequence[Rule]) -> Changes:
-        try:
-            return await self._rules.sync(await self._token.get(), wanted, apply=True)
-        except UnavailableError as error:
-            if error.verdict.reason is Reason.UNAUTHORIZED:
-                self._token.refused()
-            raise
+        while True:
+            try:
+                return await self._rules.sync(await self._token.get(), wanted, apply=True)
+            except UnavailableError as error:
+                if error.verdict.reason is not Reason.UNAUTHORIZED or not self._token.refused():
+                    raise
 
     def _read_settings(self) -> Settings:
         """Read the settings again: a file that holds one may have another text now."""

@@ -85,8 +85,8 @@ class Token(Protocol):
     async def get(self) -> str:
         """Give it; raises UnavailableError."""
 
-    def refused(self) -> None:
-        """X does not take it."""
+    def refused(self) -> bool:
+        """X does not take it. Whether another one is set now."""
 
 
 class Slot(Protocol):
@@ -202,8 +202,8 @@ class Stream:
             return self._reconnect.lost(Reason.BACKFILL_REFUSED, cause.words, self._clock())
         if cause.reason in {Reason.BAD_REQUEST, Reason.FORBIDDEN}:
             self._doubts_backfill = False
-        if cause.reason is Reason.UNAUTHORIZED:
-            self._token.refused()
+        if cause.reason is Reason.UNAUTHORIZED and self._token.refused():
+            return self._reconnect.lost(Reason.TOKEN_REPLACED, cause.words, self._clock())
         return self._reconnect.refused(cause, self._clock())
 
     async def _stay(self, response: aiohttp.ClientResponse, minutes: int, token: str) -> Verdict:

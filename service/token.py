@@ -58,9 +58,10 @@ class BearerToken:
             self._ladders.reset()
         return self._token
 
-    def refused(self) -> None:
-        """X does not take it: it is read, or asked for, anew."""
-        self._token = ""
+    def refused(self) -> bool:
+        """X does not take it: it is read, or asked for, anew. Whether another one is set now."""
+        refused, self._token = self._token, ""
+        return self._read() not in {"", refused}
 
     async def _exchange(self) -> str:
         timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS, sock_connect=CONNECT_SECONDS)

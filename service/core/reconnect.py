@@ -69,6 +69,7 @@ class Reason(StrEnum):
     USAGE_CAPPED = "usage_capped"
     BUDGET_SPENT = "budget_spent"  # our own limit, not X's
     UNAUTHORIZED = "unauthorized"
+    TOKEN_REPLACED = "token_replaced"  # noqa: S105 - no token, though it looks like one: X refused the one before
     PAYMENT_REQUIRED = "payment_required"
     FORBIDDEN = "forbidden"
     NO_RULES = "no_rules"
@@ -126,6 +127,7 @@ POLICIES = {
     Reason.USAGE_CAPPED: Policy(PATIENT, healable=False, advice="the cap ends on its reset day, or with a larger plan"),
     Reason.BUDGET_SPENT: Policy(PATIENT, healable=False, advice="raise MILLRACE_MONTHLY_POSTS to go on at once"),
     Reason.UNAUTHORIZED: Policy(PATIENT, healable=False, advice="check MILLRACE_BEARER_TOKEN, or the API key"),
+    Reason.TOKEN_REPLACED: Policy(NETWORK, healable=True, advice="trying the token that is set now"),
     Reason.PAYMENT_REQUIRED: Policy(PATIENT, healable=False, advice="add credits, or raise the spend limit, at X"),
     Reason.FORBIDDEN: Policy(PATIENT, healable=False, advice="the app's access level at X does not include this"),
     Reason.NO_RULES: Policy(HTTP, healable=False, advice="set MILLRACE_RULES or MILLRACE_RULES_FILE"),

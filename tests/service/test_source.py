@@ -339,6 +339,28 @@ async def test_a_token_in_a_file_is_read_again_when_x_refuses_it(tmp_path: Path)
     assert rig.tokens == ["revoked", "revoked", TOKEN]
 
 
+async def test_a_rotated_token_costs_no_wait(tmp_path: Path) -> None:
+    """X refuses the old one while the file has the new one: stream and rules go on with that at once."""
+    file = tmp_path / "token"
+    file.write_text("old")
+    async with x_api(tokens=("old", "newer", "newest")) as x:
+        rig = Rig(x, None, BEARER_TOKEN="", BEARER_TOKEN_FILE=str(file))
+        async with rig.running():
+            await until(lambda: rig.health.is_ready)
+            file.write_text("newer")
+            x.faults.inject("refuse", answer="unauthorized")
+            x.faults.inject(Ending.FIN)
+            await until(lambda: rig.value("stream_reconnects_total", reason="token_replaced"))
+            await until(lambda: rig.health.is_ready)
+            file.write_text("newest")
+            x.faults.inject("refuse", answer="unauthorized", endpoint="rules")
+            x.rules.change(None, dry_run=False, delete_all=True)
+            rig.source.reload()
+            await until(lambda: len(x.rules) == 1)
+    assert rig.tokens == ["old", "newer", "newest"]
+    assert rig.value("stream_reconnects_total", reason="unauthorized") == 0
+
+
 async def test_key_and_secret_are_exchanged_at_x(tmp_path: Path) -> None:
     """What X gives for them is the token, and is made known so that it stays out of the log."""
     async with x_api(keys="key:secret") as x:

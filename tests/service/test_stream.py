@@ -111,8 +111,9 @@ class FakeToken:
             raise UnavailableError(Ladders(Random(1)).verdict(Cause(Reason.UNAUTHORIZED, "no")))
         return self._tokens[0]
 
-    def refused(self) -> None:
+    def refused(self) -> bool:
         del self._tokens[0]
+        return bool(self._tokens)
 
 
 def stream_by_hand(url: str, watcher: Watcher, token: FakeToken | None = None, **options: Any) -> Stream:
@@ -766,13 +767,15 @@ async def test_new_rules_end_the_wait_for_rules() -> None:
     assert [loss[0] for loss in watcher.losses] == [Reason.NO_RULES, Reason.UNAUTHORIZED]
 
 
-async def test_a_401_makes_the_next_connect_ask_for_a_token() -> None:
-    """The stream itself sees to it."""
+async def test_a_token_that_was_replaced_is_tried_at_once() -> None:
+    """After a 401 the next connect takes what is set by then; only where that is the same there is a wait."""
     watcher = Watcher()
-    async with FakeX(refuses(401, b"{}"), says()) as x:
+    async with FakeX(refuses(401, b"{}"), refuses(401, b"{}")) as x:
         stream = stream_by_hand(x.url, watcher, FakeToken("AAA", "BBB"))
-        assert (await stream._connect_once()).reason is Reason.UNAUTHORIZED
-        assert (await stream._connect_once()).reason is Reason.CLEAN_CLOSE
+        first = await stream._connect_once()
+        assert (first.reason, first.delay, first.healable) == (Reason.TOKEN_REPLACED, 0, True)
+        second = await stream._connect_once()
+        assert (second.reason, second.delay, second.healable) == (Reason.UNAUTHORIZED, 60, False)
     assert [b"Bearer BBB" in request for request in x.requests] == [False, True]
 
 

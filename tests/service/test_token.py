@@ -16,23 +16,24 @@ async def test_a_token_that_x_gave_is_asked_for_anew_when_it_is_refused() -> Non
     async with FakeX(*[refuses(200, answer) for answer in answers]) as x:
         token = BearerToken(x.url, key="key", secret="secret", rng=Random(1), on_new=new.append)
         assert [await token.get(), await token.get()] == ["AAA", "AAA"]
-        token.refused()
+        assert not token.refused(), "X may give the same one again"
         assert await token.get() == "BBB"
         assert new == ["AAA", "BBB"]
     assert len(x.requests) == 2
 
 
 async def test_a_token_that_is_set_is_read_anew_when_it_is_refused() -> None:
-    """A secret that was rotated is taken up, and made known before it is used; until then the old one is kept."""
+    """A secret that was rotated is taken up, and made known before it is used; each text is worth one try at once."""
     secrets = ["old"]
     new: list[str] = []
     token = BearerToken("http://127.0.0.1:1", read=lambda: secrets[-1], rng=Random(1), on_new=new.append)
     assert await token.get() == "old"
     secrets.append("rotated")
     assert await token.get() == "old"
-    token.refused()
+    assert token.refused()
     assert await token.get() == "rotated"
     assert new == ["old", "rotated"]
+    assert not token.refused()
 
 
 async def test_key_and_secret_become_a_token() -> None:
