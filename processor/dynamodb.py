@@ -254,7 +254,8 @@ def connect(environ: Mapping[str, str] = os.environ) -> Dynamo:
 
 def find_endpoint(environ: Mapping[str, str]) -> Endpoint:
     """Return where the environment says that DynamoDB answers."""
-    region = environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION") or _region_of_profile(environ)
+    region = environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION")
+    region = region or _of_profile(environ, "region", lambda session: session.get_config_variable("region"))
     if not region:
         raise SetupError("there is no region; set AWS_REGION")
     url = environ.get("AWS_ENDPOINT_URL_DYNAMODB") or environ.get("AWS_ENDPOINT_URL")
@@ -273,13 +274,7 @@ def find_credentials(environ: Mapping[str, str]) -> Callable[[], Credentials]:
     if access_key and secret_key:
         fixed = Credentials(access_key, secret_key, environ.get("AWS_SESSION_TOKEN"))
         return lambda: fixed
-    from botocore.exceptions import BotoCoreError  # noqa: PLC0415 - a quarter of a second that Lambda does not need
-    from botocore.session import Session  # noqa: PLC0415 - as above
-
-    try:
-        found = Session().get_credentials()
-    except BotoCoreError as error:
-        raise SetupError(f"the credentials cannot be had: {error}") from error
+    found = _of_profile(environ, "credentials", lambda session: session.get_credentials())
     if found is None:
         raise SetupError("there are no credentials; set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
 
@@ -290,12 +285,12 @@ def find_credentials(environ: Mapping[str, str]) -> Callable[[], Credentials]:
     return refreshed
 
 
-def _region_of_profile(environ: Mapping[str, str]) -> str | None:
-    from botocore.exceptions import BotoCoreError  # noqa: PLC0415 - as above
+def _of_profile(environ: Mapping[str, str], what: str, find: Callable[[Any], Any]) -> Any:
+    """Return what botocore finds beyond the environment: in a profile, or in the role of the machine."""
+    from botocore.exceptions import BotoCoreError  # noqa: PLC0415 - a quarter of a second that Lambda does not need
     from botocore.session import Session  # noqa: PLC0415 - as above
 
     try:
-        region: str | None = Session(profile=environ.get("AWS_PROFILE")).get_config_variable("region")
+        return find(Session(profile=environ.get("AWS_PROFILE")))
     except BotoCoreError as error:
-        raise SetupError(f"the region cannot be had: {error}") from error
-    return region
+        raise SetupError(f"the {what} cannot be had: {error}") from error

@@ -1,22 +1,17 @@
 """
-What stands for DynamoDB in these tests.
+A table in memory in the place of DynamoDB, as strict as the real one, with faults in a given order.
 
-`FakeDynamo` is a table in memory, as strict as the real one, with faults in a given order. The clock of a
-test moves only where something here takes time: a call, or the writer's sleep. `served_by_moto` is a server that
-speaks DynamoDB's protocol, for boto3 itself; it knows expressions and indexes, but never throttles.
+The clock of a test moves only where something here takes time: a call, or the writer's sleep.
 """
 
 import json
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
-from contextlib import contextmanager
 from typing import Any
-
-from moto.server import ThreadedMotoServer
 
 from processor.dynamodb import ApiError, NoAnswerError
 from processor.items import ITEM_BYTES, TOMBSTONE_PREFIX, Item, item_size, to_json
-from processor.reader import connect_reader
+from processor.reader import plain
 
 TABLE = "stack-EventData"
 
@@ -26,6 +21,7 @@ HALF = "half"  # every second item is left out
 NONE = "none"  # all items are left out
 LOST = "lost"  # stored, but the answer never comes
 UNREACHABLE = "unreachable"
+THROTTLED = "ProvisionedThroughputExceededException"
 
 
 class Clock:
@@ -179,61 +175,3 @@ def _key_of(request: Any) -> str:
 def typed(item: Item) -> Any:
     """An item as boto3 takes it."""
     return json.loads(to_json(item))
-
-
-def plain(typed: Any) -> Item:
-    """An item of the API as the processor has it."""
-    return {name: int(value["N"]) if "N" in value else next(iter(value.values())) for name, value in typed.items()}
-
-
-def environ_of(location: dict[str, str]) -> dict[str, str]:
-    """What boto3.client is told, as an environment."""
-    return {
-        "AWS_REGION": location["region_name"],
-        "AWS_ENDPOINT_URL_DYNAMODB": location["endpoint_url"],
-        "AWS_ACCESS_KEY_ID": location["aws_access_key_id"],
-        "AWS_SECRET_ACCESS_KEY": location["aws_secret_access_key"],
-    }
-
-
-@contextmanager
-def served_by_moto(table: str = TABLE) -> Iterator[dict[str, str]]:
-    """
-    Serve a table, keyed and indexed as deploy/template.yaml has it; yields where, for boto3.client.
-
-    All servers of moto in one process share their tables: each needs a name of its own.
-    """
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    location = {
-        "region_name": "eu-central-1",
-        "aws_access_key_id": "local",
-        "aws_secret_access_key": "local",
-        "endpoint_url": f"http://{host}:{port}",
-    }
-    projection = {"ProjectionType": "INCLUDE", "NonKeyAttributes": ["Username", "Timestamp", "RuleTags", "ExpiresAt"]}
-    range_key = {"AttributeName": "SortId", "KeyType": "RANGE"}
-    client = connect_reader(**location)
-    client.create_table(
-        TableName=table,
-        BillingMode="PAY_PER_REQUEST",
-        KeySchema=[{"AttributeName": "Id", "KeyType": "HASH"}],
-        AttributeDefinitions=[
-            {"AttributeName": name, "AttributeType": "S"} for name in ("Id", "AuthorId", "Bucket", "SortId")
-        ],
-        GlobalSecondaryIndexes=[
-            {
-                "IndexName": name,
-                "KeySchema": [{"AttributeName": key, "KeyType": "HASH"}, range_key],
-                "Projection": projection,
-            }
-            for name, key in (("ByAuthor", "AuthorId"), ("ByTime", "Bucket"))
-        ],
-    )
-    try:
-        yield location
-    finally:
-        client.delete_table(TableName=table)
-        client.close()
-        server.stop()

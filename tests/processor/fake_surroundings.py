@@ -1,9 +1,24 @@
-"""What stands around the function in tests: Lambda's context, and a place for the quarantine."""
+"""What stands around the function in tests: posts, Lambda's context, and a place for the quarantine."""
 
 import base64
 import json
 from collections.abc import Callable
 from typing import Any
+
+from processor.wire import Aggregate
+
+
+def post(post_id: int, text: str = "hello") -> bytes:
+    """A line of the stream."""
+    return json.dumps({"data": {"id": str(post_id), "text": text}}).encode()
+
+
+def aggregate(*lines: bytes) -> bytes:
+    """A container of these lines."""
+    container = Aggregate()
+    for line in lines:
+        container.add(b"author", line)
+    return container.seal()
 
 
 class Context:

@@ -5,7 +5,6 @@ Each story ends with a table that equals the ledger: of each post that was put i
 for those that were deleted.
 """
 
-import functools
 import io
 import json
 import random
@@ -20,51 +19,37 @@ from hypothesis import strategies as st
 
 from local.batches import BatchQueue, GivenUp, failure_record, lambda_event, lambda_record
 from local.mapping import EventSource
-from local.template import MappingSettings, load
+from local.template import MappingSettings, Template, load
 from local.worker import Answer
 from processor.failures import Quarantine
 from processor.handler import RESERVE_SECONDS, Processor
 from processor.items import Item, Shape
 from processor.places import FailureDirectory
-from processor.reader import connect_reader, plain
 from processor.redrive import Redrive
 from processor.table import TableWriter
-from processor.wire import Aggregate, compress
+from processor.wire import compress
 from tests.local.memory_stream import SOURCE, Stream, mapped
+from tests.processor.aws_by_moto import Aws
 from tests.processor.fake_dynamodb import (
     HALF,
     LOST,
     NONE,
     STORED,
     TABLE,
+    THROTTLED,
     UNREACHABLE,
     Clock,
     FakeDynamo,
     Inline,
-    served_by_moto,
 )
-from tests.processor.fake_surroundings import Context, Shelf
+from tests.processor.fake_surroundings import Context, Shelf, aggregate, post
 
-THROTTLED = "ProvisionedThroughputExceededException"
-
-
-def post(post_id: int, text: str = "hello") -> bytes:
-    """A line of the stream."""
-    return json.dumps({"data": {"id": str(post_id), "text": text}}).encode()
+DOCUMENT = load().document
 
 
-def aggregate(*lines: bytes) -> bytes:
-    """A container of these lines."""
-    container = Aggregate()
-    for line in lines:
-        container.add(b"author", line)
-    return container.seal()
-
-
-@functools.cache
 def mapping(**changes: int) -> MappingSettings:
     """The settings of the template, with other values where a story needs them; no waiting for fuller batches."""
-    return load(parameters={"MaximumBatchingWindowInSeconds": 0, **changes}).mapping()
+    return Template(DOCUMENT, {"MaximumBatchingWindowInSeconds": 0, **changes}).mapping()
 
 
 class Function:
@@ -189,7 +174,7 @@ async def test_a_table_with_trouble(tmp_path: Path, fault: str) -> None:
     assert counters["given_up"] == 0
 
 
-async def test_unprocessed_items_for_ever(tmp_path: Path) -> None:
+async def test_unprocessed_items_for_ever(aws: Aws, table: str, tmp_path: Path) -> None:
     """After its retries a batch is given up, whole, and a redrive brings the table to the ledger."""
     house = House(tmp_path, FakeDynamo([NONE] * 1_000_000))
     house.put("shardId-0", post(1), [post(2), post(3), b"bad"], post(1, "newer"))
@@ -198,13 +183,8 @@ async def test_unprocessed_items_for_ever(tmp_path: Path) -> None:
 
     assert counters["given_up"] == 3
     assert house.messages == {}
-    with served_by_moto("redriven") as location:
-        client = connect_reader(**location)
-        place = FailureDirectory(house.failures)
-        results = list(Redrive(place, client, "redriven", Shape(), Inline()).run())
-        items = [plain(item) for item in client.scan(TableName="redriven")["Items"]]
-        client.close()
-    assert {item["Id"]: item["Message"] for item in items} == house.ledger
+    results = list(Redrive(FailureDirectory(house.failures), aws.dynamodb, table, Shape(), Inline()).run())
+    assert {key: item["Message"] for key, item in aws.items(table).items()} == house.ledger
     # The bad one keeps its batch where it is; the function had put it into quarantine as well.
     assert [result.reason for result in results if result.reason] == ["not JSON: Expecting value at character 0"]
     assert house.shelf.payloads == house.bad

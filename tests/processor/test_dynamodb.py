@@ -1,5 +1,4 @@
 import json
-import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -34,7 +33,6 @@ from tests.processor.fake_dynamodb import TABLE, Inline, typed
 
 KEYS = {"AWS_ACCESS_KEY_ID": "AKID", "AWS_SECRET_ACCESS_KEY": "secret"}
 OK = (200, b"{}")
-NOW = datetime(2026, 11, 23, 14, 30, 15, tzinfo=UTC)
 
 
 class Table:
@@ -295,15 +293,13 @@ class TestConnections:
             client.call("BatchWriteItem", b"{}")
         client.close()
 
-    def test_tls_is_spoken_to_https(self) -> None:
+    def test_tls_is_spoken_to_https(self, table: Table) -> None:
         """An https endpoint gets a handshake, and a server without TLS is no answer."""
-        with served() as plain:
-            endpoint = Endpoint("eu-central-1", plain.url.removeprefix("http://"), tls=True)
-            fixed = Credentials("AKID", "secret", None)
-            client = Dynamo(endpoint, lambda: fixed, ssl.create_default_context(), lambda: NOW)
-            with pytest.raises(NoAnswerError, match="SSLError"):
-                client.call("BatchWriteItem", b"{}")
-            client.close()
+        url = table.url.replace("http:", "https:")
+        client = connect({"AWS_REGION": "eu-central-1", "AWS_ENDPOINT_URL": url, **KEYS})
+        with pytest.raises(NoAnswerError, match="SSLError"):
+            client.call("BatchWriteItem", b"{}")
+        client.close()
 
 
 class TestEnvironment:
@@ -328,44 +324,50 @@ class TestEnvironment:
 
         assert (credentials.access_key, credentials.secret_key, credentials.token) == ("AKID", "secret", "t")
 
-    @pytest.mark.parametrize(
-        ("files", "expected"),
-        [
-            ({}, "there is no region; set AWS_REGION"),
-            ({"config": "[profile mill]\nregion = eu-west-1\n"}, "there are no credentials; set AWS_PROFILE"),
-            (
-                {
-                    "config": "[profile mill]\nregion = eu-west-1\n",
-                    "credentials": "[mill]\naws_access_key_id = AKID\naws_secret_access_key = s\n",
-                },
-                "eu-west-1 AKID",
-            ),
-        ],
-    )
-    def test_a_profile_is_botocore_s_to_find(self, tmp_path: Path, files: dict[str, str], expected: str) -> None:
+    def test_a_profile_that_is_not_there_is_told(self) -> None:
+        """Whether region or credentials are asked of it, the line names the profile."""
+        for find in (find_endpoint, find_credentials):
+            with pytest.raises(SetupError, match=r"cannot be had: .*\(nobody\)"):
+                find({"AWS_PROFILE": "nobody"})
+
+    def test_a_profile_is_botocore_s_to_find(self, tmp_path: Path) -> None:
         """Without keys in the environment region and credentials are those of the profile; what lacks is told."""
-        for name, text in {"config": "[profile mill]\n", **files}.items():
-            (tmp_path / name).write_text(text)
-        program = (
-            "from processor.dynamodb import *\n"
-            "import os\n"
-            "try:\n"
-            "    print(find_endpoint(os.environ).region, find_credentials(os.environ)().access_key)\n"
-            "except SetupError as error:\n"
-            "    print(error)\n"
-        )
+        region = "[profile mill]\nregion = eu-west-1\n"
+        keys = "[mill]\naws_access_key_id = AKID\naws_secret_access_key = s\n"
+        for name, config, credentials in (
+            ("bare", "[profile mill]\n", ""),
+            ("half", region, ""),
+            ("all", region, keys),
+        ):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "config").write_text(config)
+            (tmp_path / name / "credentials").write_text(credentials)
+        # botocore reads the environment of its process.
+        program = """
+import os
+from processor.dynamodb import SetupError, find_credentials, find_endpoint
+for place in ("bare", "half", "all"):
+    os.environ.update(AWS_CONFIG_FILE=f"{place}/config", AWS_SHARED_CREDENTIALS_FILE=f"{place}/credentials")
+    try:
+        print(find_endpoint(os.environ).region, find_credentials(os.environ)().access_key)
+    except SetupError as error:
+        print(error)
+"""
         run = subprocess.run(
             [sys.executable, "-c", program],
-            cwd=Path(__file__).resolve().parents[2],
+            cwd=tmp_path,
             env={
                 "AWS_PROFILE": "mill",
-                "AWS_CONFIG_FILE": str(tmp_path / "config"),
-                "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "credentials"),
                 "AWS_EC2_METADATA_DISABLED": "true",
+                "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
             },
             capture_output=True,
             text=True,
             timeout=50,
             check=True,
         )
-        assert run.stdout.startswith(expected)
+        assert run.stdout.splitlines() == [
+            "there is no region; set AWS_REGION",
+            "there are no credentials; set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+            "eu-west-1 AKID",
+        ]

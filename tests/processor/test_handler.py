@@ -4,7 +4,6 @@ import io
 import json
 import subprocess
 import sys
-from collections.abc import Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,28 +15,26 @@ from hypothesis import strategies as st
 from processor.failures import Quarantine
 from processor.handler import RESERVE_SECONDS, Processor
 from processor.items import Item, Shape
-from processor.reader import connect_reader
 from processor.table import TableError, TableWriter
-from processor.wire import Aggregate, compress
+from processor.wire import compress
+from tests.processor.aws_by_moto import Aws
 from tests.processor.fake_dynamodb import (
     HALF,
     LOST,
     NONE,
     STORED,
     TABLE,
+    THROTTLED,
     UNREACHABLE,
     Clock,
     FakeDynamo,
     Inline,
-    plain,
-    served_by_moto,
 )
-from tests.processor.fake_surroundings import Context, Shelf
+from tests.processor.fake_surroundings import Context, Shelf, aggregate, post
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCH = json.loads((Path(__file__).parent / "events" / "batch.json").read_text())
 STREAM = "arn:aws:kinesis:eu-central-1:123456789012:stream/posts"
-THROTTLED = "ProvisionedThroughputExceededException"
 
 
 class House:
@@ -109,19 +106,6 @@ def record(sequence_number: int, data: bytes | str) -> dict[str, Any]:
     }
 
 
-def post(post_id: int, text: str = "hello") -> bytes:
-    """A line of the stream."""
-    return json.dumps({"data": {"id": str(post_id), "text": text}}).encode()
-
-
-def aggregate(lines: Iterable[bytes]) -> bytes:
-    """A container of these lines."""
-    container = Aggregate()
-    for line in lines:
-        container.add(b"42", line)
-    return container.seal()
-
-
 def counts(line: dict[str, Any]) -> tuple[int, ...]:
     """Posts, written, duplicates, quarantined, unwritten of a log line."""
     return tuple(line[name] for name in ("Posts", "Written", "Duplicates", "Quarantined", "Unwritten"))
@@ -166,7 +150,7 @@ class TestTheWholeWay:
 
     def test_threads_change_nothing(self) -> None:
         """With calls in parallel the result is the same as one by one."""
-        records = [record(n, aggregate(post(25 * n + m) for m in range(25))) for n in range(40)]
+        records = [record(n, aggregate(*(post(25 * n + m) for m in range(25)))) for n in range(40)]
         with ThreadPoolExecutor(8) as pool:
             house = House(FakeDynamo([THROTTLED, HALF, NONE] * 5), pool=pool)
             assert house.process(*records) is None
@@ -186,7 +170,7 @@ class TestReport:
         table = FakeDynamo([HALF, *[NONE] * 10_000])
         house = House(table)
 
-        assert house.process(record(5, post(0)), record(6, aggregate([post(1), post(2), post(3)]))) == "5"
+        assert house.process(record(5, post(0)), record(6, aggregate(post(1), post(2), post(3)))) == "5"
         assert set(table.items) == {"1", "3"}
         assert counts(house.log[0]) == (4, 2, 0, 0, 2)
 
@@ -228,7 +212,7 @@ class TestDeleted:
     def test_a_replay_does_not_bring_a_deleted_post_back(self) -> None:
         """What has a tombstone is not in the table after the invocation, and counts as done."""
         house = House()
-        records = [record(1, aggregate([post(1), post(2)])), record(2, post(1, "once more"))]
+        records = [record(1, aggregate(post(1), post(2))), record(2, post(1, "once more"))]
         house.process(*records)
         house.table.bury("1")
 
@@ -279,8 +263,8 @@ class TestPoison:
             b"no json",
             b"\xff",
             b"{}",
-            aggregate([b"no json"]),
-            aggregate([b"no json"])[:-18],
+            aggregate(b"no json"),
+            aggregate(b"no json")[:-18],
             "no base64!",
             "あ",
             post(8, "x" * 500_000),
@@ -312,7 +296,7 @@ class TestPoison:
         """An item that DynamoDB will never take goes to quarantine with its words; its neighbours are stored."""
         house = House(FakeDynamo(invalid=lambda item: item["Id"] == "1"))
 
-        assert house.process(record(5, aggregate([post(0), post(1), post(2)]))) is None
+        assert house.process(record(5, aggregate(post(0), post(1), post(2)))) is None
         assert set(house.table.items) == {"0", "2"}
         ((key, document),) = house.shelf.objects.items()
         assert key == "posts/shardId-000000000000/5-1.json"
@@ -350,7 +334,7 @@ class TestPoison:
     def test_a_cut_aggregate_loses_no_whole_post(self, cut: int) -> None:
         """Wherever it is cut, the posts before the cut are stored, and the container is kept aside with its reason."""
         posts = [post(number) for number in range(3)]
-        container = aggregate(posts)
+        container = aggregate(*posts)
         data = container[: len(container) - cut]
         house = House()
 
@@ -443,7 +427,7 @@ def line_of(post_id: int, text: str) -> bytes:
 def travelling(how: str, entries: list[tuple[int, str]]) -> list[bytes]:
     """The records in which these posts travel."""
     lines = [line_of(*entry) for entry in entries]
-    container = aggregate(lines)
+    container = aggregate(*lines)
     return {
         "container": [container],
         "compressed": [compress(container)],
@@ -553,27 +537,17 @@ def run_as_lambda(**environ: str) -> subprocess.CompletedProcess[str]:
 
 
 class TestAsAProcess:
-    def test_the_function_finds_all_it_needs_in_its_environment(self, tmp_path: Path) -> None:
+    def test_the_function_finds_all_it_needs_in_its_environment(self, aws: Aws, table: str, tmp_path: Path) -> None:
         """With botocore's variables and our own it stores the event in a real table, twice with one result."""
-        with served_by_moto() as location:
-            run = run_as_lambda(
-                TABLE=TABLE,
-                QUARANTINE=str(tmp_path),
-                AWS_LAMBDA_FUNCTION_NAME="stack-DDBEventProcessor",
-                AWS_REGION=location["region_name"],
-                AWS_ENDPOINT_URL_DYNAMODB=location["endpoint_url"],
-                AWS_ACCESS_KEY_ID="local",
-                AWS_SECRET_ACCESS_KEY="local",
-            )
-            client = connect_reader(**location)
-            stored = {plain(item)["Message"] for item in client.scan(TableName=TABLE)["Items"]}
-            client.close()
+        name = "stack-DDBEventProcessor"
+        run = run_as_lambda(TABLE=table, QUARANTINE=str(tmp_path), AWS_LAMBDA_FUNCTION_NAME=name, **aws.environ)
+        stored = {item["Message"] for item in aws.items(table).values()}
 
         assert run.stderr == ""
         *log, response = map(json.loads, run.stdout.splitlines())
         assert response == {"batchItemFailures": []}
         assert [counts(line) for line in log] == [(8, 5, 1, 2, 0)] * 2
-        assert {line["FunctionName"] for line in log} == {"stack-DDBEventProcessor"}
+        assert {line["FunctionName"] for line in log} == {name}
         assert stored == {"おはよう、世界", "水車小屋の朝 & 川の音", "小麦を二袋", "Second thoughts <3 😀", "lost"}
         assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 2
 

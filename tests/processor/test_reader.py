@@ -9,45 +9,39 @@ from botocore.exceptions import EndpointConnectionError, NoCredentialsError, NoR
 
 from processor.dynamodb import connect
 from processor.items import Item, Shape, item_of
-from processor.reader import TableReader, connect_reader
+from processor.reader import TableReader
 from processor.table import TableError, TableWriter
-from tests.processor.fake_dynamodb import TABLE, Inline, environ_of, served_by_moto
+from tests.processor.aws_by_moto import Aws
+from tests.processor.fake_dynamodb import Inline
 
 NOW = datetime(2026, 11, 23, 14, 30, tzinfo=UTC)
 
 
-def post(number: int, at: datetime, ttl_days: int = 30) -> Item:
+def post(number: int, at: datetime) -> Item:
     """An item as the Lambda makes it; every third one has a second tag."""
     data = {"id": str(number), "text": f"投稿 {number}", "created_at": at.isoformat(), "author_id": "42"}
     tags = [{"tag": "mill"}, {"tag": "third"}] if number % 3 == 0 else [{"tag": "mill"}]
     line = {"data": data, "matching_rules": tags}
-    return item_of(json.dumps(line).encode(), 0, Shape(ttl_days=ttl_days))
+    return item_of(json.dumps(line).encode(), 0, Shape())
 
 
 # The first two are of the hour to come: the clock of X is before ours.
 POSTS = {str(number): post(number, NOW - timedelta(minutes=4 * number - 36)) for number in range(1, 41)}
-EXPIRED = {str(number): post(number, NOW - timedelta(hours=25), ttl_days=1) for number in (90, 91)}
+EXPIRED = {str(number): post(number, NOW) | {"ExpiresAt": int(NOW.timestamp())} for number in (90, 91)}
+# All that are not expired are of these.
+HOURS = 3
 
 
 @pytest.fixture(scope="module")
-def location() -> Iterator[dict[str, str]]:
-    """Where a table with these posts answers, two that have expired, and a tombstone."""
-    with served_by_moto() as place, ThreadPoolExecutor(8) as pool:
-        client = connect(environ_of(place))
-        outcome = TableWriter(TABLE, lambda: client, pool).write(POSTS | EXPIRED, deadline=float("inf"))
-        TableWriter(TABLE, lambda: client, pool).put({"deleted#5": {"Id": "deleted#5"}}, deadline=float("inf"))
+def reader(aws: Aws) -> Iterator[TableReader]:
+    """A reader of a table with these posts, two that have expired, and a tombstone."""
+    client = connect(aws.environ)
+    with aws.table() as name, ThreadPoolExecutor(8) as pool:
+        writer = TableWriter(name, lambda: client, pool)
+        assert not writer.write(POSTS | EXPIRED, deadline=float("inf")).unwritten
+        assert not writer.put({"deleted#5": {"Id": "deleted#5"}}, deadline=float("inf"))
         client.close()
-        assert not outcome.unwritten
-        yield place
-
-
-@pytest.fixture
-def reader(location: dict[str, str]) -> Iterator[TableReader]:
-    """A reader of it."""
-    client = connect_reader(**location)
-    with ThreadPoolExecutor(8) as pool:
-        yield TableReader(TABLE, lambda: client, pool, now=NOW, shards=4)
-    client.close()
+        yield TableReader(name, lambda: aws.dynamodb, pool, now=NOW, shards=4)
 
 
 def test_items_written_are_the_items_read(reader: TableReader) -> None:
@@ -58,7 +52,7 @@ def test_items_written_are_the_items_read(reader: TableReader) -> None:
 
 def test_the_newest_come_first_across_hours_and_shards(reader: TableReader) -> None:
     """By time, by author, and of the whole table, the order is that of the posts."""
-    assert reader.newest(30, hours=48) == list(POSTS.values())[:30]
+    assert reader.newest(30, hours=HOURS) == list(POSTS.values())[:30]
     assert reader.of_author("42", 10) == [POSTS[str(number)] for number in range(40, 30, -1)]
     assert reader.newest_of_all(2) == [POSTS["1"], POSTS["2"]]
 
@@ -67,36 +61,36 @@ def test_a_rule_shows_its_posts_only(reader: TableReader) -> None:
     """A tag among several is found, by time and in the whole table."""
     thirds = [POSTS[str(number)] for number in range(3, 40, 3)]
 
-    assert reader.newest(5, hours=48, tag="third") == thirds[:5]
-    assert reader.newest(100, hours=48, tag="third") == thirds
+    assert reader.newest(5, hours=HOURS, tag="third") == thirds[:5]
+    assert reader.newest(100, hours=HOURS, tag="third") == thirds
     assert reader.newest_of_all(100, tag="third") == thirds
-    assert reader.newest(5, hours=48, tag="thir") == []
+    assert reader.newest(5, hours=HOURS, tag="thir") == []
 
 
 def test_what_has_expired_is_not_shown(reader: TableReader) -> None:
     """DynamoDB removes it within days; until then nobody sees or counts it, but a purge finds it."""
     assert reader.get("90") is None
-    assert len(reader.newest(100, hours=48)) == len(reader.newest_of_all(100)) == len(reader.of_author("42", 100)) == 40
+    assert (
+        len(reader.newest(100, hours=HOURS)) == len(reader.newest_of_all(100)) == len(reader.of_author("42", 100)) == 40
+    )
     assert sorted(reader.ids_of_author("42")) == sorted(POSTS | EXPIRED)
 
 
 def test_posts_are_counted(reader: TableReader) -> None:
     """Of some hours, of a rule, of an author."""
-    assert reader.count(hours=48) == 40
+    assert reader.count(hours=HOURS) == 40
     assert reader.count(hours=1) == len([item for item in POSTS.values() if str(item["Timestamp"]) >= "2026-11-23T14"])
-    assert reader.count(hours=48, tag="third") == 13
+    assert reader.count(hours=HOURS, tag="third") == 13
     assert reader.count_of_author("42") == 40
     assert reader.count_of_author("43") == 0
 
 
-def test_a_missing_table_is_told_in_one_line(location: dict[str, str]) -> None:
+def test_a_missing_table_is_told_in_one_line(aws: Aws) -> None:
     """A reader turns the API's error into a line that names the table and the way out."""
-    client = connect_reader(**location)
-    reader = TableReader("elsewhere", lambda: client, Inline(), now=NOW, shards=4)
+    reader = TableReader("elsewhere", lambda: aws.dynamodb, Inline(), now=NOW, shards=4)
 
     with pytest.raises(TableError, match=r"^table elsewhere: there is no such table[^\n]*$"):
         reader.get("1")
-    client.close()
 
 
 @pytest.mark.parametrize(
@@ -113,5 +107,5 @@ def test_what_boto3_finds_out_by_itself_is_told_with_the_way_out(error: Exceptio
     def connect() -> Any:
         raise error
 
-    with pytest.raises(TableError, match=f"^table {TABLE}: .*{words}"):
-        TableReader(TABLE, connect, Inline(), now=NOW, shards=4)
+    with pytest.raises(TableError, match=f"^table posts: .*{words}"):
+        TableReader("posts", connect, Inline(), now=NOW, shards=4)

@@ -1,7 +1,6 @@
 import json
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,29 +11,17 @@ from botocore.exceptions import ClientError
 from local.batches import Batch, GivenUp, Source, failure_record, lambda_record
 from processor import failures
 from processor.failures import Directory, Quarantine
-from processor.items import Shape, item_of
+from processor.items import Item, Shape, item_of
 from processor.places import FailureDirectory
-from processor.reader import connect_reader, plain
 from processor.redrive import Redrive, Redriven
 from processor.table import TableError
-from processor.wire import Aggregate, UserRecord
-from tests.processor.fake_dynamodb import TABLE, Inline, served_by_moto, typed
+from processor.wire import UserRecord
+from tests.processor.aws_by_moto import Aws
+from tests.processor.fake_dynamodb import TABLE, Inline
+from tests.processor.fake_surroundings import aggregate, post
 
 ARRIVED_AT = 1_795_165_200.5
 STREAM = "arn:aws:kinesis:eu-central-1:123456789012:stream/posts"
-
-
-def post(post_id: int, text: str = "hello") -> bytes:
-    """A line of the stream."""
-    return json.dumps({"data": {"id": str(post_id), "text": text}}).encode()
-
-
-def aggregate(*lines: bytes) -> bytes:
-    """A container of these lines."""
-    container = Aggregate()
-    for line in lines:
-        container.add(b"42", line)
-    return container.seal()
 
 
 def quarantined(directory: Path, number: int, data: bytes, position: int | None = 0) -> None:
@@ -75,39 +62,43 @@ def given_up(directory: Path, name: str, *data: bytes) -> None:
     path.write_text(json.dumps(document))
 
 
+def redriven(directory: Path, client: Any, table: str = TABLE) -> list[Redriven]:
+    """Put back what is in a directory."""
+    return list(Redrive(FailureDirectory(directory), client, table, Shape(), Inline()).run())
+
+
+def left_in(directory: Path) -> list[str]:
+    """The names of what is still there."""
+    return sorted(path.name for path in directory.rglob("*") if path.is_file())
+
+
 class House:
     """A table of moto's, and a place with failures."""
 
-    def __init__(self, client: Any, directory: Path) -> None:
-        self.client = client
+    def __init__(self, aws: Aws, table: str, directory: Path) -> None:
+        self.aws = aws
+        self.table = table
         self.directory = directory
 
     def run(self) -> list[Redriven]:
-        return list(Redrive(FailureDirectory(self.directory), self.client, TABLE, Shape(), Inline()).run())
+        return redriven(self.directory, self.aws.dynamodb, self.table)
 
     def counts(self) -> Counter[str]:
         return sum((result.counts for result in self.run()), Counter())
 
-    def put(self, item: Any) -> None:
-        self.client.put_item(TableName=TABLE, Item=typed(item))
-
     @property
     def messages(self) -> dict[str, Any]:
-        items = map(plain, self.client.scan(TableName=TABLE)["Items"])
-        return {str(item["Id"]): item.get("Message") for item in items}
+        return {key: item.get("Message") for key, item in self.aws.items(self.table).items()}
 
     @property
     def left(self) -> list[str]:
-        return sorted(path.name for path in self.directory.rglob("*") if path.is_file())
+        return left_in(self.directory)
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
+def house(aws: Aws, table: str, tmp_path: Path) -> House:
     """An empty table and an empty place."""
-    with served_by_moto() as location:
-        client = connect_reader(**location)
-        yield House(client, tmp_path)
-        client.close()
+    return House(aws, table, tmp_path)
 
 
 def test_both_kinds_of_failures_are_put_back_and_removed(house: House) -> None:
@@ -117,18 +108,21 @@ def test_both_kinds_of_failures_are_put_back_and_removed(house: House) -> None:
 
     assert house.counts() == {"stored": 4}
     assert house.messages == {"1": "hello", "2": "hello", "3": "hello", "4": "水車"}
-    stored = house.client.get_item(TableName=TABLE, Key={"Id": {"S": "4"}})["Item"]
-    assert plain(stored) == item_of(post(4, "水車"), ARRIVED_AT, Shape())
+    assert house.aws.items(house.table)["4"] == item_of(post(4, "水車"), ARRIVED_AT, Shape())
     assert house.left == []
 
 
 def test_what_is_there_stays_and_what_was_deleted_stays_away(house: House) -> None:
     """Neither a newer version nor a tombstone is overcome; the failures are done with all the same."""
-    house.put({"Id": "1", "Message": "newer"})
-    house.put({"Id": "deleted#2"})
-    house.put({"Id": "deleted#3"})
-    # As an invocation leaves it that was ended between its put and its look.
-    house.put({"Id": "3", "Message": "risen"})
+    # The last is as an invocation leaves it that was ended between its put and its look.
+    present: list[Item] = [
+        {"Id": "1", "Message": "newer"},
+        {"Id": "deleted#2"},
+        {"Id": "deleted#3"},
+        {"Id": "3", "Message": "risen"},
+    ]
+    for item in present:
+        house.aws.put(house.table, item)
     given_up(house.directory, "batch", post(1), post(2), post(3))
 
     assert house.counts() == {"present": 1, "deleted": 2}
@@ -203,17 +197,16 @@ def test_what_the_table_does_not_take_stays(tmp_path: Path, table: Busy, counts:
     """A throttle or a conflict is for another run, a refusal for a person; the record stays where it is."""
     quarantined(tmp_path, 5, post(1))
 
-    (result,) = House(table, tmp_path).run()
+    (result,) = redriven(tmp_path, table)
     assert result.counts == {counts: 1}
     assert words in (result.reason or "")
-    assert House(table, tmp_path).left == ["5-0.json"]
+    assert left_in(tmp_path) == ["5-0.json"]
 
 
 def test_a_table_that_cannot_be_used_ends_it(tmp_path: Path) -> None:
     """A missing permission is told in one line, and nothing is removed."""
     quarantined(tmp_path, 5, post(1))
-    house = House(Busy("AccessDeniedException"), tmp_path)
 
     with pytest.raises(TableError, match=f"^table {TABLE}: the role or user in use has no permission"):
-        house.run()
-    assert house.left == ["5-0.json"]
+        redriven(tmp_path, Busy("AccessDeniedException"))
+    assert left_in(tmp_path) == ["5-0.json"]

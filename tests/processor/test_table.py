@@ -16,21 +16,19 @@ from processor.table import (
     TableError,
     TableWriter,
 )
+from tests.processor.aws_by_moto import Aws
 from tests.processor.fake_dynamodb import (
     HALF,
     LOST,
     NONE,
     STORED,
     TABLE,
+    THROTTLED,
     UNREACHABLE,
     Clock,
     FakeDynamo,
     Inline,
-    environ_of,
-    served_by_moto,
 )
-
-THROTTLED = "ProvisionedThroughputExceededException"
 
 
 def items_of(count: int, text: str = "x") -> dict[str, Item]:
@@ -311,20 +309,20 @@ class TestTombstones:
 class TestRealTable:
     """The client itself, against moto's DynamoDB."""
 
-    def test_only_the_bad_item_is_refused_and_the_deleted_one_taken_out(self) -> None:
+    def test_only_the_bad_item_is_refused_and_the_deleted_one_taken_out(self, aws: Aws, table: str) -> None:
         """A real ValidationException, of an empty index key, is isolated; a tombstone is found among others."""
         items: dict[str, Item] = {
             str(number): {"Id": str(number), "SortId": str(number), "AuthorId": "42"} for number in range(130)
         }
         items["7"]["AuthorId"] = ""
-        with served_by_moto("writing") as location, ThreadPoolExecutor(8) as pool:
-            client = connect(environ_of(location))
-            table = TableWriter("writing", lambda: client, pool)
-            table.put({"deleted#129": {"Id": "deleted#129"}}, deadline=float("inf"))
-            outcome = table.write(items, deadline=float("inf"))
-            again = table.write({"8": items["8"]}, deadline=float("inf"))
-            left = table.delete(["8"], deadline=float("inf"))
-            client.close()
+        client = connect(aws.environ)
+        with ThreadPoolExecutor(8) as pool:
+            writer = TableWriter(table, lambda: client, pool)
+            writer.put({"deleted#129": {"Id": "deleted#129"}}, deadline=float("inf"))
+            outcome = writer.write(items, deadline=float("inf"))
+            again = writer.write({"8": items["8"]}, deadline=float("inf"))
+            left = writer.delete(["8"], deadline=float("inf"))
+        client.close()
 
         assert list(outcome.refused) == ["7"]
         assert outcome.deleted == {"129"}
@@ -332,11 +330,13 @@ class TestRealTable:
         assert outcome.units > 0
         assert done(again) == (0, None)
         assert left == frozenset()
+        assert aws.items(table) == {"deleted#129": {"Id": "deleted#129"}} | {
+            key: item for key, item in items.items() if key not in {"7", "8", "129"}
+        }
 
-    def test_a_missing_table_is_told_in_one_line(self) -> None:
+    def test_a_missing_table_is_told_in_one_line(self, aws: Aws) -> None:
         """The API's own error becomes a line that names the table and the way out."""
-        with served_by_moto("other") as location:
-            client = connect(environ_of(location))
-            with pytest.raises(TableError, match=r"^table elsewhere: there is no such table[^\n]*$"):
-                TableWriter("elsewhere", lambda: client, Inline()).write(items_of(1), deadline=float("inf"))
-            client.close()
+        client = connect(aws.environ)
+        with pytest.raises(TableError, match=r"^table elsewhere: there is no such table[^\n]*$"):
+            TableWriter("elsewhere", lambda: client, Inline()).write(items_of(1), deadline=float("inf"))
+        client.close()
