@@ -81,12 +81,12 @@ class Position(NamedTuple):
 
 
 def lambda_record(raw: Mapping[str, Any], shard_id: str, source: Source) -> Record:
-    """Turn a record of GetRecords into one for the function. A stream that ignores keys (AUTO) returns none."""
+    """Turn a record of GetRecords into one for the function."""
     arrived_at = raw["ApproximateArrivalTimestamp"].timestamp()
     entry = {
         "kinesis": {
             "kinesisSchemaVersion": "1.0",
-            "partitionKey": raw.get("PartitionKey", ""),
+            "partitionKey": raw["PartitionKey"],
             "sequenceNumber": raw["SequenceNumber"],
             "data": base64.b64encode(raw["Data"]).decode(),
             "approximateArrivalTimestamp": round(arrived_at, 3),
@@ -99,7 +99,7 @@ def lambda_record(raw: Mapping[str, Any], shard_id: str, source: Source) -> Reco
         "awsRegion": source.region,
         "eventSourceARN": source.stream_arn,
     }
-    return Record(raw["SequenceNumber"], raw.get("PartitionKey", ""), arrived_at, json.dumps(entry).encode())
+    return Record(raw["SequenceNumber"], raw["PartitionKey"], arrived_at, json.dumps(entry).encode())
 
 
 def lambda_event(records: Sequence[Record]) -> bytes:

@@ -1,12 +1,11 @@
 """
 The local Kinesis' own questions and orders over HTTP: faults, ledger, statistics. They need no signature.
 
-    POST   /admin/faults    put one fault or a list of them in force; `?stream=` for one stream only
-    GET    /admin/faults    what is in force
-    DELETE /admin/faults    end all faults
+    POST   /admin/faults    {"kind": ..., ...} puts a fault in force for all streams, see `local.kinesis.faults`
+    DELETE /admin/faults    ends all faults
     GET    /admin/ledger    `?stream=`: what each shard took and kept
-                            `?stream=&shard=0&offset=0&limit=1000`: its records in order, from the offset on
-    GET    /admin/stats     requests, refusals, and the records of all streams
+                            `?stream=&shard=0&offset=0`: a page of its records in order, from the offset on
+    GET    /admin/stats     refused requests by code, and the records of all streams
     GET    /healthz         whether it answers
 
 Offsets count the records of a shard from its first one on, also those that are no longer kept. `next` of a page is the
@@ -19,7 +18,6 @@ from itertools import islice
 from typing import Any
 
 import msgspec
-import orjson
 from aiohttp import web
 
 from local.kinesis.account import Account
@@ -27,9 +25,7 @@ from local.kinesis.faults import Fault
 from local.kinesis.shards import Record, Shard
 from local.kinesis.stream import Stream
 
-PAGE_RECORDS = 1000
-PAGE_BYTES = 16 << 20
-_FAULTS = msgspec.json.Decoder(list[Fault] | Fault)
+PAGE_BYTES = 4 << 20
 Reply = dict[str, Any]
 
 
@@ -42,92 +38,70 @@ class Admin:
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
         """Put the handlers in their places."""
-        router.add_post("/admin/faults", self._add_faults)
-        router.add_get("/admin/faults", self._list_faults)
+        router.add_post("/admin/faults", self._add_fault)
         router.add_delete("/admin/faults", self._clear_faults)
         router.add_get("/admin/ledger", self._ledger)
         router.add_get("/admin/stats", self._stats)
         router.add_get("/healthz", self._health)
 
-    async def _add_faults(self, request: web.Request) -> web.Response:
+    async def _add_fault(self, request: web.Request) -> web.Response:
         try:
-            faults = _FAULTS.decode(await request.read())
+            fault = msgspec.json.decode(await request.read(), type=Fault)
         except msgspec.MsgspecError as error:
             raise web.HTTPBadRequest(text=str(error)) from error
-        for stream in self._chosen(request):
-            for fault in faults if isinstance(faults, list) else [faults]:
-                stream.faults.add(fault, self._clock())
-        return await self._list_faults(request)
+        for stream in self._account.streams.values():
+            stream.faults.add(fault, self._clock())
+        return web.json_response({})
 
-    async def _list_faults(self, request: web.Request) -> web.Response:
-        now = self._clock()
-        return _json({stream.name: msgspec.to_builtins(stream.faults.active(now)) for stream in self._chosen(request)})
-
-    async def _clear_faults(self, request: web.Request) -> web.Response:
-        return _json({"ended": sum(stream.faults.clear() for stream in self._chosen(request))})
+    async def _clear_faults(self, _request: web.Request) -> web.Response:
+        for stream in self._account.streams.values():
+            stream.faults.clear()
+        return web.json_response({})
 
     async def _ledger(self, request: web.Request) -> web.Response:
         self._account.tidy(self._clock())
-        if "stream" not in request.query:
-            raise web.HTTPBadRequest(text="name the stream: ?stream=")
-        (stream,) = self._chosen(request)
+        stream = self._account.streams.get(request.query.get("stream", ""))
+        if stream is None:
+            raise web.HTTPNotFound(text=f"?stream= is one of {', '.join(self._account.streams)}")
         if "shard" not in request.query:
-            shards = [_shard(shard) for shard in stream.map.shards]
-            return _json({"stream": stream.name, **_sums(stream), "shards": shards})
-        index, offset = _number(request, "shard", 0), _number(request, "offset", 0)
+            return web.json_response({"shards": [_shard(shard) for shard in stream.map.shards]})
+        index, offset = _number(request, "shard"), _number(request, "offset")
         if index >= len(stream.map.shards):
             raise web.HTTPNotFound(text=f"{stream.name} has no shard {index}")
-        return _json(_page(stream, stream.map.shards[index], offset, _number(request, "limit", PAGE_RECORDS)))
+        return web.json_response(_page(stream, stream.map.shards[index], offset))
 
     async def _stats(self, _request: web.Request) -> web.Response:
         account = self._account
         account.tidy(self._clock())
-        streams = {name: _sums(stream) for name, stream in account.streams.items()}
-        return _json(
-            {
-                "requests": account.requests,
-                "refused": account.refused,
-                "injected": account.injected,
-                "streams": streams,
-            }
+        return web.json_response(
+            {"refused": account.refused, "streams": {name: _sums(one) for name, one in account.streams.items()}}
         )
 
     async def _health(self, _request: web.Request) -> web.Response:
-        return _json({"status": "ok"})
-
-    def _chosen(self, request: web.Request) -> list[Stream]:
-        name = request.query.get("stream")
-        if name is None:
-            return list(self._account.streams.values())
-        if name not in self._account.streams:
-            raise web.HTTPNotFound(text=f"there is no stream {name}")
-        return [self._account.streams[name]]
+        return web.json_response({"status": "ok"})
 
 
-def _number(request: web.Request, name: str, default: int) -> int:
-    text = request.query.get(name, str(default))
+def _number(request: web.Request, name: str) -> int:
+    text = request.query.get(name, "0")
     if not text.isdecimal():
         raise web.HTTPBadRequest(text=f"{name} is a number from 0 on, not {text}")
     return int(text)
 
 
-def _counts(shard: Shard) -> Reply:
+def _counts(shard: Shard) -> dict[str, int]:
     facts = shard.facts
     return {
         "accepted": facts.accepted,
         "bytes": facts.accepted_bytes,
         "throttled": facts.throttled,
-        "throttled_by_fault": facts.throttled_by_fault,
-        "failed_by_fault": facts.failed_by_fault,
-        "stored": len(shard.records),
+        "failed": facts.failed,
         "trimmed": shard.trimmed,
-        "trimmed_unread": facts.trimmed_unread,
     }
 
 
 def _sums(stream: Stream) -> Reply:
     counts = [_counts(shard) for shard in stream.map.shards]
-    return {name: sum(count[name] for count in counts) for name in counts[0]} | {"stored_bytes": stream.stored_bytes}
+    return {name: sum(count[name] for count in counts) for name in counts[0]}
 
 
 def _shard(shard: Shard) -> Reply:
@@ -142,34 +116,25 @@ def _shard(shard: Shard) -> Reply:
     }
 
 
-def _page(stream: Stream, shard: Shard, offset: int, limit: int) -> Reply:
+def _page(stream: Stream, shard: Shard, offset: int) -> Reply:
     start = max(offset, shard.trimmed)
     records: list[Record] = []
     size = 0
-    for record in islice(shard.records, start - shard.trimmed, start - shard.trimmed + limit):
+    for record in islice(shard.records, start - shard.trimmed, None):
         records.append(record)
         size += record.size
         if size >= PAGE_BYTES:
             break
     end = start + len(records)
     return {
-        "stream": stream.name,
-        "shard": shard.index,
-        "offset": start,
         "next": end if end < shard.facts.accepted else None,
         "records": [
             {
                 "sequence_number": stream.sequence_number(record.position, record.shard),
                 "partition_key": record.partition_key,
                 "explicit_hash_key": record.explicit_hash_key,
-                "arrival": record.arrival,
-                "size": record.size,
                 "data": b64encode(record.data).decode(),
             }
             for record in records
         ],
     }
-
-
-def _json(reply: Reply) -> web.Response:
-    return web.Response(body=orjson.dumps(reply), content_type="application/json")

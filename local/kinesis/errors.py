@@ -54,7 +54,3 @@ class KinesisError(Exception):
         self.code = code
         self.message = message or default
         super().__init__(f"{code}: {self.message}")
-
-
-class UncountedError(KinesisError):
-    """No rule was broken: a dry run, or a single record that failed, which is counted with the records."""

@@ -2,8 +2,7 @@
 Faults on demand for the local Kinesis: what goes wrong, for how long, and for whom. Pure: time is an argument.
 
 A fault is in force until its `seconds` have passed, until it has seen `requests` requests of its `operations`, or, with
-neither, until it is removed. `probability` is drawn once a request from a generator seeded with `seed`, so that a run
-can be repeated exactly.
+neither, until all are removed.
 
     kind             what happens while it is in force
     throttle_shard   each record for shard number `shard` fails with ProvisionedThroughputExceededException
@@ -16,7 +15,7 @@ can be repeated exactly.
 stream holds the record twice.
 """
 
-from random import Random
+from math import inf
 from typing import Annotated, Literal
 
 import msgspec
@@ -24,22 +23,15 @@ import msgspec
 from local.kinesis.errors import CODES, INTERNAL_FAILURE, THROTTLED, KinesisError
 
 Operation = Literal[
-    "CreateStream",
-    "DeleteStream",
-    "DescribeStream",
     "DescribeStreamSummary",
     "GetRecords",
     "GetShardIterator",
     "ListShards",
-    "ListStreams",
     "MergeShards",
     "PutRecord",
     "PutRecords",
     "SplitShard",
-    "UpdateMaxRecordSize",
     "UpdateShardCount",
-    "UpdateStreamMode",
-    "UpdateStreamRecordDistributionStrategy",
 ]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
@@ -49,8 +41,6 @@ class _Fault(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, tag_field
     seconds: Positive | None = None
     requests: Count | None = None
     operations: tuple[Operation, ...] = ("PutRecord", "PutRecords")
-    probability: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
-    seed: int = 0
 
 
 class ThrottleShard(_Fault, tag="throttle_shard"):
@@ -93,21 +83,9 @@ class _Live:
 
     def __init__(self, fault: Fault, now: float) -> None:
         self.fault = fault
-        self.until = None if fault.seconds is None else now + fault.seconds
-        self.requests = fault.requests
+        self.until = now + (fault.seconds or inf)
+        self.requests = fault.requests or inf
         self.offered = 0
-        self._chance = Random(fault.seed)
-
-    def is_over(self, now: float) -> bool:
-        return self.requests == 0 or (self.until is not None and now >= self.until)
-
-    def strikes(self, operation: str) -> bool:
-        """Count one request; say whether this one is hit."""
-        if operation not in self.fault.operations:
-            return False
-        if self.requests is not None:
-            self.requests -= 1
-        return self.fault.probability == 1.0 or self._chance.random() < self.fault.probability
 
 
 class Plan:
@@ -119,14 +97,14 @@ class Plan:
         self.error: KinesisError | None = None
         self.delay = 0.0
         self.drop = False
-        self._failing: list[_Live] = []
+        self._failing: list[tuple[_Live, int]] = []
         self._throttled: set[int] = set()
         for live in struck:
             fault = live.fault
             if isinstance(fault, ThrottleShard):
                 self._throttled.add(fault.shard)
             elif isinstance(fault, FailRecords):
-                self._failing.append(live)
+                self._failing.append((live, fault.every))
             elif isinstance(fault, RequestError):
                 self.error = self.error or KinesisError(fault.code)
             elif isinstance(fault, SlowAnswer):
@@ -134,18 +112,12 @@ class Plan:
             else:
                 self.drop = True
 
-    @property
-    def touches_records(self) -> bool:
-        """Whether `failure` can ever say anything; spares the call for each record."""
-        return bool(self._failing or self._throttled)
-
     def failure(self, shard: int) -> str | None:
         """Return the error code of the next record offered, whose place is this shard, or None."""
         code = None
-        for live in self._failing:
+        for live, every in self._failing:
             live.offered += 1
-            fault = live.fault
-            if isinstance(fault, FailRecords) and live.offered % fault.every == 0:
+            if live.offered % every == 0:
                 code = INTERNAL_FAILURE
         return THROTTLED if shard in self._throttled else code
 
@@ -160,23 +132,17 @@ class Faults:
         """Put a fault in force from `now` on."""
         self._live.append(_Live(fault, now))
 
-    def clear(self) -> int:
-        """Remove all faults; return how many there were."""
-        count = len(self._live)
+    def clear(self) -> None:
+        """Remove all faults."""
         self._live.clear()
-        return count
-
-    def active(self, now: float) -> list[Fault]:
-        """Return the faults in force, oldest first."""
-        self._live = [live for live in self._live if not live.is_over(now)]
-        return [live.fault for live in self._live]
 
     def begin(self, operation: str, now: float) -> Plan:
         """Count a request of this operation and return what goes wrong with it."""
-        if not self._live:
-            return NO_FAULTS
-        self.active(now)
-        return Plan([live for live in self._live if live.strikes(operation)])
+        self._live = [live for live in self._live if live.requests > 0 and now < live.until]
+        struck = [live for live in self._live if operation in live.fault.operations]
+        for live in struck:
+            live.requests -= 1
+        return Plan(struck)
 
 
 NO_FAULTS = Plan([])

@@ -2,10 +2,10 @@
 What one write request may hold, and where its records belong.
 
 The numbers are those of the service model of API version 2013-12-02 (as shipped with botocore 1.43): 500 records and
-10 MiB a request, keys of 1 to 256 Unicode characters, the stream's own limit for a record. A record's size is its data
-plus its partition key in UTF-8, for the record, the request and the shard alike. Where the model does not tell which
-error a broken limit gets, the one seen from the service is used (records over the limit of a request:
-InvalidArgumentException; a member that breaks its shape: ValidationException).
+10 MiB a request, keys of 1 to 256 Unicode characters, and 1 MiB for a record, which is the default of a stream. A
+record's size is its data plus its partition key in UTF-8, for the record, the request and the shard alike. Where the
+model does not tell which error a broken limit gets, the one seen from the service is used (records over the limit of a
+request: InvalidArgumentException; a member that breaks its shape: ValidationException).
 """
 
 from collections.abc import Sequence
@@ -16,20 +16,21 @@ import msgspec
 from local.kinesis.errors import KinesisError
 from local.kinesis.shards import HASH_KEYS, MIB
 
+MAX_RECORD_BYTES = MIB
 MAX_REQUEST_RECORDS = 500
 MAX_REQUEST_BYTES = 10 * MIB
 MAX_KEY_CHARACTERS = 256
 
 
-class Entry(msgspec.Struct, rename="pascal", gc=False):
+class Entry(msgspec.Struct, rename="pascal", forbid_unknown_fields=True, gc=False):
     """One record as it is offered: the members of a PutRecords entry."""
 
     data: bytes
-    partition_key: str | None = None
+    partition_key: str
     explicit_hash_key: str | None = None
 
 
-def check_entries(entries: Sequence[Entry], *, max_record_bytes: int, keys_required: bool) -> list[int]:
+def check_entries(entries: Sequence[Entry]) -> list[int]:
     """Return the entries' sizes in bytes; raise KinesisError if the request breaks a limit."""
     if not 1 <= len(entries) <= MAX_REQUEST_RECORDS:
         relation = "greater than or equal to 1" if not entries else f"less than or equal to {MAX_REQUEST_RECORDS}"
@@ -37,22 +38,18 @@ def check_entries(entries: Sequence[Entry], *, max_record_bytes: int, keys_requi
     sizes: list[int] = []
     for number, entry in enumerate(entries, 1):
         key = entry.partition_key
-        if key is None:
-            if keys_required:
-                raise KinesisError("InvalidArgumentException", f"Record {number} has no PartitionKey.")
-            key = ""
-        elif not 1 <= len(key) <= MAX_KEY_CHARACTERS:
+        if not 1 <= len(key) <= MAX_KEY_CHARACTERS:
             raise constraint(
                 f"records.{number}.member.partitionKey",
                 f"Member must have length between 1 and {MAX_KEY_CHARACTERS}, both included",
             )
         if entry.explicit_hash_key is not None:
             parse_hash_key(entry.explicit_hash_key, "ExplicitHashKey")
-        size = len(entry.data) + (len(key) if key.isascii() else len(key.encode()))
-        if size > max_record_bytes:
+        size = len(entry.data) + len(key.encode())
+        if size > MAX_RECORD_BYTES:
             raise KinesisError(
                 "InvalidArgumentException",
-                f"Record {number} has {size} bytes with its partition key; the stream takes {max_record_bytes}.",
+                f"Record {number} has {size} bytes with its partition key; the stream takes {MAX_RECORD_BYTES}.",
             )
         sizes.append(size)
     if sum(sizes) > MAX_REQUEST_BYTES:
@@ -64,7 +61,6 @@ def hash_key(entry: Entry) -> int:
     """Return the hash key of an entry that was checked: its explicit one, or the MD5 of its partition key."""
     if entry.explicit_hash_key is not None:
         return int(entry.explicit_hash_key)
-    assert entry.partition_key is not None
     return int.from_bytes(md5(entry.partition_key.encode(), usedforsecurity=False).digest(), "big")
 
 

@@ -20,21 +20,17 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 from uuid import uuid4
 
 import orjson
 from aiohttp import web
 
-from local import ACCESS_KEY, REGION, SECRET_KEY
-from local.kinesis.account import Account, Event
+from local.kinesis.account import Account
 from local.kinesis.admin import Admin
 from local.kinesis.api import CONTENT_TYPE, answer
 from local.kinesis.errors import KinesisError
-from local.kinesis.faults import Fault
-from local.kinesis.log import DamagedLogError, Log
-from local.kinesis.sigv4 import AccessKey
+from local.kinesis.state import State, StateError
 from local.kinesis.stream import Stream
 
 # Larger than any request that keeps the limits: 10 MiB of data in base64, and 500 keys of 256 escaped characters.
@@ -42,7 +38,6 @@ MAX_BODY_BYTES = 32 << 20
 MEMORY_LIMIT = 512 << 20
 SETTLE_SECONDS = 0.5
 STOP_SECONDS = 1.0
-TEST_KEYS = {ACCESS_KEY: AccessKey(SECRET_KEY)}
 
 
 class LocalKinesis:
@@ -50,71 +45,60 @@ class LocalKinesis:
     The server, as an asynchronous context manager.
 
     `streams` are made at the start, ACTIVE, with that many shards, unless they come back from `state`. Port 0 takes a
-    free one. `settle_seconds` is how long a stream shows as CREATING, UPDATING or DELETING; `memory_limit` is in bytes
-    over all streams; `clock` gives seconds since 1970. Entering raises OSError if the port or the directory cannot be
-    used, DamagedLogError if the directory holds what cannot be read.
+    free one. `settle_seconds` is how long a stream shows as UPDATING; `memory_limit` is in bytes over all streams;
+    `clock` gives seconds since 1970. Entering raises OSError if the port cannot be used, StateError if the directory
+    cannot.
     """
 
     def __init__(
         self,
-        streams: Mapping[str, int] | None = None,
+        streams: Mapping[str, int],
         *,
         host: str = "127.0.0.1",
         port: int = 0,
-        access_keys: Mapping[str, AccessKey] = TEST_KEYS,
         state: Path | None = None,
         settle_seconds: float = SETTLE_SECONDS,
         memory_limit: int = MEMORY_LIMIT,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.account = Account(
-            region=REGION, keys=access_keys, memory_limit=memory_limit, settle_seconds=settle_seconds
-        )
-        self.broken: asyncio.Future[OSError] | None = None
-        self._streams = streams or {}
+        self.account = Account(memory_limit=memory_limit, settle_seconds=settle_seconds)
+        self.broken: asyncio.Future[StateError] | None = None
+        self._streams = streams
         self._host, self._port = host, port
-        self._state = state
+        self._directory = state
         self._clock = clock
-        self._log: Log | None = None
+        self._state: State | None = None
         self._runner: web.AppRunner | None = None
 
     @property
     def url(self) -> str:
         """Where clients and `/admin` find it, once it is entered."""
         assert self._runner is not None
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"http://{host}:{self._runner.addresses[0][1]}"
+        return f"http://{self._host}:{self._runner.addresses[0][1]}"
 
     def stream(self, name: str) -> Stream:
         """Return the model of a stream; KeyError if there is none."""
         return self.account.streams[name]
 
-    def inject(self, fault: Fault, stream: str | None = None) -> None:
-        """Put a fault in force from now on, for one stream or for all there are."""
-        for model in self.account.streams.values() if stream is None else [self.stream(stream)]:
-            model.faults.add(fault, self._clock())
-
     async def __aenter__(self) -> Self:
         self.broken = asyncio.get_running_loop().create_future()
         try:
-            if self._state is not None:
-                self._log = Log(self._state)
-                for event in self._log.replay():
-                    self.account.apply(event)
-                self.account.keep = self._keep
+            now = self._clock()
+            if self._directory is not None:
+                self._state = State(self._directory)
+                for snapshot, records in self._state.load():
+                    self.account.restore(snapshot, records, now)
+                self.account.keep = self._state.save
             for name, shards in self._streams.items():
                 if name not in self.account.streams:
-                    now = self._clock()
-                    self.account.happened(self.account.create(name, shards, now).snapshot(now))
+                    self.account.changed(self.account.create(name, shards, now), now)
             await self._listen()
         except BaseException:
             await self._stop()
             raise
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._stop()
 
     async def _listen(self) -> None:
@@ -128,16 +112,9 @@ class LocalKinesis:
     async def _stop(self) -> None:
         if self._runner is not None:
             await self._runner.cleanup()
-        if self._log is not None:
-            self._log.close()
-            self._log = None
-
-    def _keep(self, event: Event) -> None:
-        assert self._log is not None
-        self._log.append(event)
-        if self._log.is_full:
-            snapshots = [stream.snapshot(event.at) for stream in self.account.streams.values()]
-            self._log.roll(snapshots, self.account.trimmed_to())
+        if self._state is not None:
+            self._state.close()
+            self._state = None
 
     async def _serve(self, request: web.Request) -> web.Response:
         headers = {"x-amzn-RequestId": str(uuid4())}
@@ -152,8 +129,8 @@ class LocalKinesis:
             headers["x-amzn-ErrorType"] = error.code
             refusal = orjson.dumps({"__type": error.code, "message": error.message})
             return web.Response(body=refusal, status=error.status, content_type=CONTENT_TYPE, headers=headers)
-        except OSError as error:
-            # What is not in the log must not be answered for, and memory is ahead of the log now.
+        except StateError as error:
+            # What is not on disk must not be answered for, and memory is ahead of the disk now.
             if self.broken and not self.broken.done():
                 self.broken.set_result(error)
             return _hang_up(request)
@@ -171,12 +148,12 @@ def _hang_up(request: web.Request) -> web.Response:
 
 
 async def serve(arguments: argparse.Namespace) -> int:
-    """Run until a signal; return the exit code."""
+    """Run until a signal; return the exit code. Raises as `LocalKinesis` does, and StateError later too."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     kinesis = LocalKinesis(
-        {arguments.stream: arguments.shards} if arguments.stream else {},
+        {arguments.stream: arguments.shards},
         host=arguments.host,
         port=arguments.port,
         state=arguments.state,
@@ -190,9 +167,7 @@ async def serve(arguments: argparse.Namespace) -> int:
         stopped.cancel()
         if not kinesis.broken.done():
             return 0
-        reason = kinesis.broken.result().strerror
-    print(f"local Kinesis: cannot write to --state {arguments.state}: {reason}; make room there", file=sys.stderr)
-    return 1
+        raise kinesis.broken.result()
 
 
 def _number(lowest: int, highest: int) -> Callable[[str], int]:
@@ -208,7 +183,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m local.kinesis.server", description="A strict local Kinesis.")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
     parser.add_argument("--port", type=_number(0, 65_535), required=True, help="port to listen at; 0 takes a free one")
-    parser.add_argument("--stream", help="stream to make at the start")
+    parser.add_argument("--stream", required=True, help="stream to make at the start")
     parser.add_argument("--shards", type=_number(1, 10_000), default=1, help="its number of shards (1)")
     parser.add_argument("--state", type=Path, metavar="DIR", help="keep everything here, over restarts")
     parser.add_argument(
@@ -232,15 +207,13 @@ def main(arguments: list[str] | None = None) -> int:
         run = uvloop.run
     try:
         return run(serve(options))
-    except BlockingIOError:
-        problem = f"{options.state} is in use by another process; give another --state"
-    except DamagedLogError as error:
+    except StateError as error:
         problem = str(error)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             problem = f"port {options.port} on {options.host} is in use; give another --port"
         else:
-            problem = f"{error}; see --host, --port and --state"
+            problem = f"{error}; see --host and --port"
     print(f"local Kinesis: {problem}", file=sys.stderr)
     return 1
 

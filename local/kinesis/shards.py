@@ -2,10 +2,9 @@
 Shards as a pure model: what they hold and let through, how they split and merge. Time is an argument, in seconds.
 
 The numbers are the published ones: the service model of API version 2013-12-02 (as shipped with botocore 1.43) and the
-"quotas and limits" and "large records" pages of the Kinesis developer guide. What they leave open is decided so:
+"quotas and limits" page of the Kinesis developer guide. What they leave open is decided so:
 
-* A shard's write capacity is a tank of one second (1,000 records, 1 MiB). A record larger than the tank passes when the
-  tank is full and is paid back afterwards, as the guide describes for streams with a raised record limit.
+* A shard's write capacity is a tank of one second (1,000 records, 1 MiB).
 * A reshard takes effect at once: parents close and keep their records, children take the writes.
 * Every stored record, and every opening and closing of a shard, takes the next position of the stream, so positions
   rise over the whole stream and children start above their parents.
@@ -32,7 +31,7 @@ class Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
     arrival: float
     size: int
     data: bytes
-    partition_key: str | None
+    partition_key: str
     explicit_hash_key: str | None
 
 
@@ -50,10 +49,7 @@ class ShardFacts(msgspec.Struct):
     accepted: int = 0
     accepted_bytes: int = 0
     throttled: int = 0
-    throttled_by_fault: int = 0
-    failed_by_fault: int = 0
-    trimmed_unread: int = 0
-    read_to: int = 0
+    failed: int = 0
 
 
 class Bucket:
@@ -66,11 +62,11 @@ class Bucket:
         self._updated = now
 
     def holds(self, amount: float, now: float) -> bool:
-        """Say whether the amount can be taken now; more than a full bucket counts as a full bucket."""
+        """Say whether the amount can be taken now."""
         if now > self._updated:
             self._level = min(self._rate, self._level + (now - self._updated) * self._rate)
             self._updated = now
-        return self._level >= amount or self._level >= self._rate
+        return self._level >= amount
 
     def take(self, amount: float) -> None:
         """Take the amount, into debt if need be."""
@@ -130,21 +126,15 @@ class ShardMap:
             self._open(start, end, (), now)
         self._index()
 
-    def adopt(self, facts: list[ShardFacts], position: int, now: float) -> None:
-        """Take over newer facts of the same shards, as read back from disk. Records stay."""
-        for shard, newer in zip(self.shards, facts, strict=False):
-            shard.facts = newer
-        self.shards += [Shard(newer, now) for newer in facts[len(self.shards) :]]
+    def restore(self, facts: list[ShardFacts], position: int, now: float) -> None:
+        """Make the shards anew from what was kept of them."""
+        self.shards = [Shard(one, now) for one in facts]
         self.position = position
         self._index()
 
     def at(self, hash_key: int) -> Shard:
         """Return the open shard of a hash key."""
         return self.open[bisect_right(self._starts, hash_key) - 1]
-
-    def children(self, shard: Shard) -> list[Shard]:
-        """Return the shards that took over from a closed one."""
-        return [child for child in self.shards if shard.index in child.facts.parents]
 
     def split(self, shard: Shard, new_start: int, now: float) -> None:
         """Close an open shard; two children share its range, the upper one from `new_start` on."""

@@ -2,8 +2,8 @@
 Checks that a request is signed as AWS wants it: Signature Version 4, in the Authorization header.
 
 The steps are those of "Create a signed AWS API request" in the IAM user guide: canonical request, string to sign,
-signing key, signature. Refusals carry the codes of the service; a clock may differ by five minutes. A secret never
-gets into a message.
+signing key, signature. Refusals carry the codes of the service; a clock may differ by five minutes. There is one key
+that may sign, `local.ACCESS_KEY`.
 """
 
 import hmac
@@ -12,30 +12,15 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from hashlib import sha256
-from typing import NamedTuple
 
+from local import ACCESS_KEY, REGION, SECRET_KEY
 from local.kinesis.errors import KinesisError
 
 ALLOWED_SKEW_SECONDS = 300
 _PART = re.compile(r"(Credential|SignedHeaders|Signature)=([^,\s]+)")
 
 
-class AccessKey(NamedTuple):
-    """A key that may sign; one with a session token must send it."""
-
-    secret: str
-    token: str | None = None
-
-
-def verify(
-    headers: Mapping[str, str],
-    body: bytes,
-    *,
-    keys: Mapping[str, AccessKey],
-    region: str,
-    now: float,
-    service: str = "kinesis",
-) -> None:
+def verify(headers: Mapping[str, str], body: bytes, now: float) -> None:
     """
     Return if a POST to `/` is signed well; raise KinesisError if not.
 
@@ -50,14 +35,13 @@ def verify(
     if missing or not authorization.startswith("AWS4-HMAC-SHA256 "):
         raise KinesisError("IncompleteSignatureException", f"Authorization header lacks {missing or 'its algorithm'}.")
     identity, _, scope = parts["Credential"].partition("/")
-    key = keys.get(identity)
-    if key is None or key.token != headers.get("X-Amz-Security-Token"):
+    if identity != ACCESS_KEY:
         raise KinesisError("UnrecognizedClientException")
     _check_date(date, now)
-    if scope != f"{date[:8]}/{region}/{service}/aws4_request":
+    if scope != f"{date[:8]}/{REGION}/kinesis/aws4_request":
         raise KinesisError(
             "InvalidSignatureException",
-            f"Credential should be scoped to the date of the request, to {region} and to {service}, not {scope}.",
+            f"Credential should be scoped to the date of the request, to {REGION} and to kinesis, not {scope}.",
         )
     signed = parts["SignedHeaders"].split(";")
     if not {"host", "x-amz-date", "x-amz-target"} <= set(signed):
@@ -74,7 +58,7 @@ def verify(
         )
     )
     to_sign = f"AWS4-HMAC-SHA256\n{date}\n{scope}\n{sha256(canonical.encode()).hexdigest()}"
-    expected = hmac.new(_signing_key(key.secret, scope), to_sign.encode(), sha256).hexdigest()
+    expected = hmac.new(_signing_key(scope), to_sign.encode(), sha256).hexdigest()
     if not hmac.compare_digest(expected, parts["Signature"]):
         raise KinesisError("InvalidSignatureException")
 
@@ -89,9 +73,9 @@ def _check_date(date: str, now: float) -> None:
         raise KinesisError("InvalidSignatureException", f"Signature {word}: {date} is more than 5 minutes off.")
 
 
-@lru_cache(maxsize=64)
-def _signing_key(secret: str, scope: str) -> bytes:
-    key = f"AWS4{secret}".encode()
+@lru_cache(maxsize=1)
+def _signing_key(scope: str) -> bytes:
+    key = f"AWS4{SECRET_KEY}".encode()
     for part in scope.split("/"):
         key = hmac.new(key, part.encode(), sha256).digest()
     return key

@@ -115,11 +115,6 @@ class TestEvent:
             ]
         }
 
-    def test_a_stream_without_keys(self) -> None:
-        """A record of a stream with AUTO distribution has no partition key, and is sent all the same."""
-        raw = {"SequenceNumber": "1", "Data": b"", "ApproximateArrivalTimestamp": datetime.now(UTC)}
-        assert lambda_record(raw, "shardId-000000000000", SOURCE).partition_key == ""
-
 
 class TestBatching:
     def test_batch_size(self) -> None:

@@ -7,60 +7,48 @@ from local.kinesis.limits import Entry, check_entries, hash_key, parse_hash_key
 from local.kinesis.shards import HASH_KEYS, MIB
 
 
-def check(*entries: Entry, limit: int = MIB, keys_required: bool = True) -> list[int]:
-    """Check a request for a stream of the usual kind."""
-    return check_entries(entries, max_record_bytes=limit, keys_required=keys_required)
-
-
-def refusal(*entries: Entry, limit: int = MIB) -> str:
+def refusal(*entries: Entry) -> str:
     """Return the code with which a request is refused."""
     with pytest.raises(KinesisError) as caught:
-        check(*entries, limit=limit)
+        check_entries(entries)
     return caught.value.code
 
 
 def test_a_size_is_data_and_key_in_utf8() -> None:
     """A key counts in bytes, not in characters."""
-    assert check(Entry(b"abc", "k"), Entry(b"abc", "日本"), Entry(b"abc", "😀")) == [3 + 1, 3 + 6, 3 + 4]
+    assert check_entries([Entry(b"abc", "k"), Entry(b"abc", "日本"), Entry(b"abc", "😀")]) == [3 + 1, 3 + 6, 3 + 4]
 
 
-@pytest.mark.parametrize(("count", "code"), [(0, "ValidationException"), (501, "ValidationException")])
-def test_a_request_has_1_to_500_records(count: int, code: str) -> None:
+@pytest.mark.parametrize("count", [0, 501])
+def test_a_request_has_1_to_500_records(count: int) -> None:
     """An empty list and a list of 501 are refused, 500 pass."""
-    assert refusal(*[Entry(b"", "k")] * count) == code
-    assert len(check(*[Entry(b"", "k")] * 500)) == 500
+    assert refusal(*[Entry(b"", "k")] * count) == "ValidationException"
+    assert len(check_entries([Entry(b"", "k")] * 500)) == 500
 
 
-def test_a_record_may_be_as_large_as_the_stream_takes_with_its_key() -> None:
+def test_a_record_may_be_have_a_mebibyte_with_its_key() -> None:
     """Data and key together reach the limit exactly, and not one byte more."""
-    assert check(Entry(bytes(MIB - 3), "key")) == [MIB]
+    assert check_entries([Entry(bytes(MIB - 3), "key")]) == [MIB]
     assert refusal(Entry(bytes(MIB - 2), "key")) == "InvalidArgumentException"
-    assert check(Entry(bytes(10 * MIB - 1), "k"), limit=10 * MIB) == [10 * MIB]
 
 
 def test_a_request_holds_10_mib_of_data_and_keys() -> None:
     """Ten records of 1 MiB pass, one byte more does not."""
     full = [Entry(bytes(MIB - 1), "k")] * 10
-    assert sum(check(*full)) == 10 * MIB
+    assert sum(check_entries(full)) == 10 * MIB
     assert refusal(*full, Entry(b"", "k")) == "InvalidArgumentException"
 
 
 @pytest.mark.parametrize("key", ["k", "k" * 256, "😀" * 256])
 def test_keys_of_1_to_256_characters_pass(key: str) -> None:
     """Characters are counted, not bytes and not UTF-16 units."""
-    assert check(Entry(b"", key)) == [len(key.encode())]
+    assert check_entries([Entry(b"", key)]) == [len(key.encode())]
 
 
 @pytest.mark.parametrize("key", ["", "k" * 257, "😀" * 257])
 def test_other_keys_are_refused(key: str) -> None:
     """An empty key and one of 257 characters break the shape."""
     assert refusal(Entry(b"", key)) == "ValidationException"
-
-
-def test_a_key_may_be_left_out_only_where_keys_are_ignored() -> None:
-    """Without AUTO distribution each record needs its key."""
-    assert refusal(Entry(b"abc")) == "InvalidArgumentException"
-    assert check(Entry(b"abc"), keys_required=False) == [3]
 
 
 @pytest.mark.parametrize(

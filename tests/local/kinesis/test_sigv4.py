@@ -7,18 +7,13 @@ from botocore.credentials import Credentials
 from multidict import CIMultiDict
 
 from local.kinesis.errors import KinesisError
-from local.kinesis.sigv4 import AccessKey, verify
+from local.kinesis.sigv4 import verify
 
-KEYS = {"AKID": AccessKey("se/cr+et="), "ROLE": AccessKey("other", "session/token==")}
 BODY = '{"StreamName":"日本"}'.encode()
 
 
 def signed(
-    identity: str = "AKID",
-    secret: str = "se/cr+et=",
-    token: str | None = None,
-    region: str = "us-east-1",
-    service: str = "kinesis",
+    identity: str = "test", secret: str = "test", region: str = "us-east-1", service: str = "kinesis"
 ) -> tuple[CIMultiDict[str], float]:
     """Return the headers of a request that botocore has signed, and when that was."""
     request = AWSRequest(
@@ -32,7 +27,7 @@ def signed(
             "User-Agent": "a  client",
         },
     )
-    SigV4Auth(Credentials(identity, secret, token), service, region).add_auth(request)
+    SigV4Auth(Credentials(identity, secret), service, region).add_auth(request)
     headers = CIMultiDict(request.headers.items())
     date = datetime.strptime(headers["X-Amz-Date"], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
     return headers, date.timestamp()
@@ -41,7 +36,7 @@ def signed(
 def check(headers: CIMultiDict[str], now: float, body: bytes = BODY) -> str | None:
     """Return the code with which a request is refused, or None."""
     try:
-        verify(headers, body, keys=KEYS, region="us-east-1", now=now)
+        verify(headers, body, now)
     except KinesisError as error:
         return error.code
     return None
@@ -52,14 +47,6 @@ def test_what_botocore_signs_is_accepted() -> None:
     assert check(*signed()) is None
 
 
-def test_a_session_token_is_part_of_its_key() -> None:
-    """A key with a token passes with that token only."""
-    assert check(*signed("ROLE", "other", "session/token==")) is None
-    assert check(*signed("ROLE", "other", "session/old")) == "UnrecognizedClientException"
-    assert check(*signed("ROLE", "other")) == "UnrecognizedClientException"
-    assert check(*signed(token="unwanted")) == "UnrecognizedClientException"
-
-
 def test_an_unsigned_request_is_refused() -> None:
     """Without the Authorization header nothing is looked at."""
     headers, now = signed()
@@ -68,23 +55,13 @@ def test_an_unsigned_request_is_refused() -> None:
 
 
 def test_an_unknown_key_is_refused() -> None:
-    """The key must be one of those given."""
+    """There is one key that may sign."""
     assert check(*signed(identity="AKIX")) == "UnrecognizedClientException"
 
 
 def test_a_wrong_secret_is_refused() -> None:
     """The signature depends on the secret."""
     assert check(*signed(secret="secret")) == "InvalidSignatureException"
-
-
-def test_a_refusal_does_not_tell_the_secret() -> None:
-    """Neither the known secret nor the sent signature is repeated."""
-    headers, now = signed(secret="secret")
-    with pytest.raises(KinesisError) as caught:
-        verify(headers, BODY, keys=KEYS, region="us-east-1", now=now)
-    assert caught.value.status == 400
-    assert "se/cr+et=" not in caught.value.message
-    assert headers["Authorization"].rpartition("=")[2] not in caught.value.message
 
 
 def test_a_changed_body_is_refused() -> None:
@@ -96,7 +73,7 @@ def test_a_changed_body_is_refused() -> None:
 def test_a_changed_header_is_refused() -> None:
     """The signature covers the operation."""
     headers, now = signed()
-    headers["X-Amz-Target"] = "Kinesis_20131202.DeleteStream"
+    headers["X-Amz-Target"] = "Kinesis_20131202.SplitShard"
     assert check(headers, now) == "InvalidSignatureException"
 
 
@@ -126,8 +103,8 @@ def test_a_signature_must_cover_what_the_request_is() -> None:
         "",
         "X",
         "Bearer abc",
-        "AWS4-HMAC-SHA256 Credential=AKID/20260101/us-east-1/kinesis/aws4_request, Signature=00",
-        "AWS4-HMAC-SHA512 Credential=AKID/20260101/us-east-1/kinesis/aws4_request, SignedHeaders=host, Signature=00",
+        "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/kinesis/aws4_request, Signature=00",
+        "AWS4-HMAC-SHA512 Credential=test/20260101/us-east-1/kinesis/aws4_request, SignedHeaders=host, Signature=00",
     ],
 )
 def test_an_incomplete_header_is_refused(authorization: str) -> None:
