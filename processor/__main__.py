@@ -37,9 +37,8 @@ from typing import Any, TextIO
 from botocore.exceptions import BotoCoreError, ClientError
 
 from processor import dynamodb, tombstones
-from processor.failures import connect_bucket
+from processor.failures import connect_bucket, store_at
 from processor.items import SORT_KEY_BYTES, TOMBSTONE_PREFIX, Item, Shape
-from processor.places import place_at
 from processor.reader import TableReader, connect_reader, location_of
 from processor.redrive import DELETED, NOT_NOW, PRESENT, STORED, UNSTORABLE, Redrive
 from processor.screen import line_of
@@ -157,7 +156,7 @@ class Console:
         if not place:
             raise SettingsError("no place is named: name a bucket as s3://NAME or a directory, or set QUARANTINE")
         location = location_of(self._environ, "s3")
-        failures = place_at(place, lambda: self._open(connect_bucket(**location)))
+        failures = store_at(place, lambda: self._open(connect_bucket(**location)))
         counts: Counter[str] = Counter()
         kept = 0
         for result in Redrive(failures, self._client(), self._table, self._shape, self._pool).run():

@@ -1,5 +1,5 @@
 """
-The quarantine: what can never be stored is kept with its reason, and the shard goes on.
+The quarantine: what can never be stored is kept with its reason, and the shard goes on. The console takes it from here.
 
 One failed record is one JSON object, in a bucket or in a directory, under a key that is a pure function of the
 record. A batch that Lambda sends again overwrites what it wrote before.
@@ -63,13 +63,13 @@ class Store(Protocol):
 
 
 class Directory:
-    """A directory on this machine. A reader never sees half a file: it is renamed when it is whole."""
+    """A directory on this machine; raises OSError. A reader never sees half a file: it is renamed when it is whole."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
     def put(self, key: str, body: bytes) -> None:
-        """Write the file; OSError says why it cannot be."""
+        """Write the file."""
         path = self._root / key
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -79,23 +79,56 @@ class Directory:
             os.fsync(file.fileno())
         unfinished.replace(path)
 
+    def keys(self) -> list[str]:
+        """List the files below, but for those that are not whole yet."""
+        if not self._root.is_dir():
+            raise FileNotFoundError(f"there is no directory {self._root}")
+        files = (path for path in self._root.rglob("*") if path.is_file() and path.suffix != ".tmp")
+        return [path.relative_to(self._root).as_posix() for path in files]
+
+    def get(self, key: str) -> bytes:
+        """Read the file."""
+        return (self._root / key).read_bytes()
+
+    def remove(self, key: str) -> None:
+        """Delete the file."""
+        (self._root / key).unlink()
+
 
 class Bucket:
-    """A bucket of S3, below a prefix. The client is made at the first failure: most functions never see one."""
+    """A bucket of S3, below a prefix; raises what boto3 raises. Most functions see no failure, and make no client."""
 
     def __init__(self, name: str, prefix: str, connect: Callable[[], Any]) -> None:
         self._name = name
         self._prefix = prefix
         self._connect = connect
-        self._client: Any = None
+        self._connected: Any = None
         self._lock = Lock()
 
     def put(self, key: str, body: bytes) -> None:
-        """Upload; raises what boto3 raises."""
+        """Upload."""
+        self._client.put_object(Bucket=self._name, Key=self._prefix + key, Body=body, ContentType="application/json")
+
+    def keys(self) -> list[str]:
+        """List the objects below the prefix."""
+        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._name, Prefix=self._prefix)
+        return [entry["Key"].removeprefix(self._prefix) for page in pages for entry in page.get("Contents", ())]
+
+    def get(self, key: str) -> bytes:
+        """Download."""
+        body: bytes = self._client.get_object(Bucket=self._name, Key=self._prefix + key)["Body"].read()
+        return body
+
+    def remove(self, key: str) -> None:
+        """Delete."""
+        self._client.delete_object(Bucket=self._name, Key=self._prefix + key)
+
+    @property
+    def _client(self) -> Any:
         # Making a client is not safe in two threads at once; using it is.
         with self._lock:
-            self._client = self._client or self._connect()
-        self._client.put_object(Bucket=self._name, Key=self._prefix + key, Body=body, ContentType="application/json")
+            self._connected = self._connected or self._connect()
+        return self._connected
 
 
 def connect_bucket(**location: Any) -> Any:
@@ -112,19 +145,13 @@ def connect_bucket(**location: Any) -> Any:
     return boto3.client("s3", config=config, **location)
 
 
-def store_at(place: str) -> Store:
-    """Return the store that QUARANTINE names: `s3://bucket/prefix`, or else a directory."""
-    bucket = bucket_of(place)
-    return Bucket(*bucket, connect_bucket) if bucket else Directory(Path(place))
-
-
-def bucket_of(place: str) -> tuple[str, str] | None:
-    """Return name and prefix of `s3://bucket/prefix`, None for anything else."""
+def store_at(place: str, connect: Callable[[], Any] = connect_bucket) -> Directory | Bucket:
+    """Return what a setting names: `s3://bucket/prefix`, for which `connect` makes a client, or else a directory."""
     if not place.startswith("s3://"):
-        return None
+        return Directory(Path(place))
     name, _, prefix = place.removeprefix("s3://").partition("/")
     prefix = prefix.strip("/")
-    return name, f"{prefix}/" if prefix else ""
+    return Bucket(name, f"{prefix}/" if prefix else "", connect)
 
 
 class Quarantine:

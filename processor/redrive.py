@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 from botocore.exceptions import ClientError
 
 from processor import wire
+from processor.failures import Bucket, Directory
 from processor.items import TOMBSTONE_PREFIX, Item, Shape, UnstorableError, item_of, to_json
-from processor.places import Place
 from processor.reader import asking
 from processor.table import HOPELESS, INVALID
 
@@ -49,7 +49,7 @@ class Redrive:
         pool: runs the calls.
     """
 
-    def __init__(self, place: Place, client: Any, table: str, shape: Shape, pool: Executor) -> None:
+    def __init__(self, place: Directory | Bucket, client: Any, table: str, shape: Shape, pool: Executor) -> None:
         self._place = place
         self._client = client
         self._table = table

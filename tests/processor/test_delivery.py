@@ -21,10 +21,9 @@ from local.batches import BatchQueue, GivenUp, failure_record, lambda_event, lam
 from local.mapping import EventSource
 from local.template import MappingSettings, Template, load
 from local.worker import Answer
-from processor.failures import Quarantine
+from processor.failures import Directory, Quarantine
 from processor.handler import RESERVE_SECONDS, Processor
 from processor.items import Item, Shape
-from processor.places import FailureDirectory
 from processor.redrive import Redrive
 from processor.table import TableWriter
 from processor.wire import compress
@@ -183,7 +182,7 @@ async def test_unprocessed_items_for_ever(aws: Aws, table: str, tmp_path: Path) 
 
     assert counters["given_up"] == 3
     assert house.messages == {}
-    results = list(Redrive(FailureDirectory(house.failures), aws.dynamodb, table, Shape(), Inline()).run())
+    results = list(Redrive(Directory(house.failures), aws.dynamodb, table, Shape(), Inline()).run())
     assert {key: item["Message"] for key, item in aws.items(table).items()} == house.ledger
     # The bad one keeps its batch where it is; the function had put it into quarantine as well.
     assert [result.reason for result in results if result.reason] == ["not JSON: Expecting value at character 0"]

@@ -1,14 +1,12 @@
 import base64
-import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from moto.server import ThreadedMotoServer
 
-from processor.failures import Bucket, Directory, Quarantine, Source, connect_bucket, store_at
+from processor.failures import Bucket, Directory, Quarantine, Source, store_at
 from processor.wire import UserRecord
+from tests.processor.aws_by_moto import Aws
+from tests.processor.fake_surroundings import Shelf
 
 SEQUENCE_NUMBER = "49590338271490256608559692538361571095921575989136588898"
 EVENT_RECORD = {
@@ -24,16 +22,6 @@ EVENT_RECORD = {
     "eventSourceARN": "arn:aws:kinesis:eu-central-1:123456789012:stream/posts",
 }
 KEY = f"posts/shardId-000000000003/{SEQUENCE_NUMBER}"
-
-
-class Shelf:
-    """A store in memory."""
-
-    def __init__(self) -> None:
-        self.objects: dict[str, bytes] = {}
-
-    def put(self, key: str, body: bytes) -> None:
-        self.objects[key] = body
 
 
 class Full:
@@ -54,8 +42,7 @@ def test_all_that_is_known_of_a_record_is_kept() -> None:
 
     assert Quarantine(shelf).keep(source(2, "腐った".encode(), "43"), "not JSON") is None
 
-    ((key, body),) = shelf.objects.items()
-    document = json.loads(body)
+    ((key, document),) = shelf.objects.items()
     assert key == f"{KEY}-2.json"
     assert base64.b64decode(document.pop("data")) == "腐った".encode()
     assert document == {
@@ -74,7 +61,7 @@ def test_a_raw_record_has_its_container_s_key() -> None:
     shelf = Shelf()
     Quarantine(shelf).keep(source(0), "not JSON")
 
-    assert json.loads(shelf.objects[f"{KEY}-0.json"])["partitionKey"] == "lane-0"
+    assert shelf.objects[f"{KEY}-0.json"]["partitionKey"] == "lane-0"
 
 
 def test_a_replay_overwrites_what_it_wrote_before() -> None:
@@ -118,44 +105,49 @@ def test_a_place_that_cannot_be_written_is_a_failure(tmp_path: Path) -> None:
     assert str(tmp_path) in trouble
 
 
-@pytest.fixture(scope="module")
-def location() -> Iterator[dict[str, str]]:
-    """Where an S3 made by moto answers, with one bucket."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    place = {
-        "region_name": "us-east-1",
-        "aws_access_key_id": "local",
-        "aws_secret_access_key": "local",
-        "endpoint_url": f"http://{host}:{port}",
-    }
-    client = connect_bucket(**place)
-    client.create_bucket(Bucket="stack-failures")
-    client.close()
-    yield place
-    server.stop()
+def look_at(place: Directory | Bucket) -> None:
+    """Hold a place with two objects to what it promises."""
+    assert sorted(place.keys()) == ["a/1.json", "b/2.json"]
+    assert place.get("b/2.json") == b"two"
+    place.remove("b/2.json")
+    assert place.keys() == ["a/1.json"]
 
 
-def test_a_bucket_keeps_objects_below_its_prefix(location: dict[str, str]) -> None:
-    """Through boto3, one client for all, the object stands where it was wanted."""
-    clients: list[Any] = []
+def test_a_directory_gives_back_what_it_keeps(tmp_path: Path) -> None:
+    """Files are listed, read and removed by the keys that they were put under; unfinished ones are not there."""
+    place = store_at(str(tmp_path / "place"))
+    for key, body in (("a/1.json", b"one"), ("b/2.json", b"two")):
+        place.put(key, body)
+    (tmp_path / "place" / "a" / "3.json.17.tmp").write_bytes(b"thr")
 
-    def connect() -> Any:
-        clients.append(connect_bucket(**location))
-        return clients[-1]
+    look_at(place)
 
-    quarantine = Quarantine(Bucket("stack-failures", "quarantine/", connect))
-    troubles = [quarantine.keep(source(position), "not JSON") for position in (0, 1)]
-    missing = Quarantine(Bucket("elsewhere", "", connect)).keep(source(), "not JSON")
-    listed = clients[0].list_objects_v2(Bucket="stack-failures")["Contents"]
-    for client in clients:
-        client.close()
 
-    assert troubles == [None, None]
-    assert [entry["Key"] for entry in listed] == [f"quarantine/{KEY}-0.json", f"quarantine/{KEY}-1.json"]
-    assert "NoSuchBucket" in (missing or "")
-    assert len(clients) == 2
+def test_a_directory_that_is_not_there_is_told(tmp_path: Path) -> None:
+    """Nothing to list is another thing than nowhere to look."""
+    with pytest.raises(FileNotFoundError, match="there is no directory"):
+        store_at(str(tmp_path / "nowhere")).keys()
+
+
+def test_a_bucket_gives_back_what_it_keeps_below_its_prefix(aws: Aws) -> None:
+    """Through one client objects are put, listed, read and removed; those beside the prefix are not there."""
+    aws.s3.create_bucket(Bucket="stack-failures")
+    clients = [aws.s3]
+    place = store_at("s3://stack-failures/x", clients.pop)
+    whole = store_at("s3://stack-failures", lambda: aws.s3)
+    for key, body in (("a/1.json", b"one"), ("b/2.json", b"two")):
+        place.put(key, body)
+    whole.put("y/3.json", b"three")
+
+    look_at(place)
+    assert sorted(whole.keys()) == ["x/a/1.json", "y/3.json"]
+
+
+def test_a_bucket_that_is_not_there_is_told(aws: Aws) -> None:
+    """The quarantine says so as it says any other failure."""
+    trouble = Quarantine(store_at("s3://elsewhere", lambda: aws.s3)).keep(source(), "not JSON")
+
+    assert "NoSuchBucket" in (trouble or "")
 
 
 @pytest.mark.parametrize(
@@ -167,10 +159,9 @@ def test_a_bucket_keeps_objects_below_its_prefix(location: dict[str, str]) -> No
         ("s3://bucket/a/b/", "bucket", "a/b/"),
     ],
 )
-def test_the_setting_names_a_bucket_or_a_directory(place: str, name: str, prefix: str) -> None:
-    """With s3:// the first part is the bucket and the rest a folder in it; anything else is a path."""
+def test_the_setting_names_a_bucket(place: str, name: str, prefix: str) -> None:
+    """With s3:// the first part is the bucket and the rest a folder in it."""
     store = store_at(place)
 
     assert isinstance(store, Bucket)
     assert (store._name, store._prefix) == (name, prefix)
-    assert isinstance(store_at("/var/quarantine"), Directory)

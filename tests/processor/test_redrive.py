@@ -12,7 +12,6 @@ from local.batches import Batch, GivenUp, Source, failure_record, lambda_record
 from processor import failures
 from processor.failures import Directory, Quarantine
 from processor.items import Item, Shape, item_of
-from processor.places import FailureDirectory
 from processor.redrive import Redrive, Redriven
 from processor.table import TableError
 from processor.wire import UserRecord
@@ -64,7 +63,7 @@ def given_up(directory: Path, name: str, *data: bytes) -> None:
 
 def redriven(directory: Path, client: Any, table: str = TABLE) -> list[Redriven]:
     """Put back what is in a directory."""
-    return list(Redrive(FailureDirectory(directory), client, table, Shape(), Inline()).run())
+    return list(Redrive(Directory(directory), client, table, Shape(), Inline()).run())
 
 
 def left_in(directory: Path) -> list[str]:
