@@ -39,10 +39,10 @@ from botocore.exceptions import BotoCoreError, ClientError
 from processor import dynamodb, tombstones
 from processor.failures import connect_bucket, store_at
 from processor.items import SORT_KEY_BYTES, TOMBSTONE_PREFIX, Item, Shape
-from processor.reader import TableReader, connect_reader, location_of
+from processor.reader import TableReader, connect_reader, location_of, told
 from processor.redrive import DELETED, NOT_NOW, PRESENT, STORED, UNSTORABLE, Redrive
 from processor.screen import line_of
-from processor.settings import SettingsError, shape_from, whole_number
+from processor.settings import SettingsError, is_whole, shape_from
 from processor.stack import settings_of
 from processor.table import PARALLEL_CALLS, TableError, TableWriter
 
@@ -75,12 +75,12 @@ def main(
             console = Console(options, environ, pool, opened, output, errors, columns, now())
             if options.command == "delete" and options.ids == ["-"]:
                 options.ids = given.read().split()
-            command: Callable[[argparse.Namespace], int] = getattr(console, options.command)
-            return command(options)
+            command: Callable[[], int] = getattr(console, options.command)
+            return command()
     except (SettingsError, TableError) as error:
         print(f"python -m processor: {error}", file=errors)
     except (OSError, BotoCoreError, ClientError) as error:  # of a directory, or of a bucket
-        print(f"python -m processor: {' '.join(str(error).split())}", file=errors)
+        print(f"python -m processor: {told(error)}", file=errors)
     return 2
 
 
@@ -98,6 +98,7 @@ class Console:
         columns: int | None,
         now: datetime,
     ) -> None:
+        self._options = options
         self._environ = environ
         self._table = options.table or environ.get("TABLE") or ""
         if not self._table:
@@ -113,46 +114,50 @@ class Console:
         self._columns = columns
         self._now = now
 
-    def latest(self, options: argparse.Namespace) -> int:
-        """Show the newest posts."""
-        return self._newest(options, None)
+    def latest(self) -> int:
+        """Show the newest posts, or those of a rule."""
+        reader, options = self._reader(), self._options
+        items = reader.newest(options.count, options.hours, options.tag)
+        if not items:
+            print(f"nothing from the last {options.hours} hours: reading the whole table", file=self._errors)
+            items = reader.newest_of_all(options.count, options.tag)
+        self._show(items)
+        return 0
 
-    def rule(self, options: argparse.Namespace) -> int:
-        """Show the newest posts of a rule."""
-        return self._newest(options, options.tag)
+    rule = latest
 
-    def get(self, options: argparse.Namespace) -> int:
+    def get(self) -> int:
         """Show one post."""
-        item = self._reader().get(options.id)
+        item = self._reader().get(self._options.id)
         self._show([item] if item else [])
         return 0 if item else 1
 
-    def author(self, options: argparse.Namespace) -> int:
+    def author(self) -> int:
         """Show the newest posts of an author."""
-        self._show(self._reader().of_author(options.id, options.count))
+        self._show(self._reader().of_author(self._options.id, self._options.count))
         return 0
 
-    def count(self, options: argparse.Namespace) -> int:
+    def count(self) -> int:
         """Count posts."""
-        if options.author:
-            number = self._reader().count_of_author(options.author)
+        if self._options.author:
+            number = self._reader().count_of_author(self._options.author)
         else:
-            number = self._reader().count(options.hours, options.rule)
+            number = self._reader().count(self._options.hours, self._options.rule)
         self._tell({"count": number}, f"{number:,}")
         return 0
 
-    def delete(self, options: argparse.Namespace) -> int:
+    def delete(self) -> int:
         """Delete posts for good."""
-        return self._delete(options.ids)
+        return self._delete(self._options.ids)
 
-    def purge(self, options: argparse.Namespace) -> int:
+    def purge(self) -> int:
         """Delete all posts of an author for good."""
-        return self._delete(self._reader().ids_of_author(options.id))
+        return self._delete(self._reader().ids_of_author(self._options.id))
 
-    def redrive(self, options: argparse.Namespace) -> int:
+    def redrive(self) -> int:
         """Put back what failed."""
         # Beside the function's quarantine, in the same place, lies what Lambda gave up.
-        place = options.place or self._environ.get("QUARANTINE", "").rstrip("/").removesuffix("/quarantine")
+        place = self._options.place or self._environ.get("QUARANTINE", "").rstrip("/").removesuffix("/quarantine")
         if not place:
             raise SettingsError("no place is named: name a bucket as s3://NAME or a directory, or set QUARANTINE")
         location = location_of(self._environ, "s3")
@@ -172,23 +177,12 @@ class Console:
         self._tell({**result_of, "objects_kept": kept}, text)
         return 1 if kept else 0
 
-    def _newest(self, options: argparse.Namespace, tag: str | None) -> int:
-        reader = self._reader()
-        items = reader.newest(options.count, options.hours, tag)
-        if not items:
-            print(f"nothing from the last {options.hours} hours: reading the whole table", file=self._errors)
-            items = reader.newest_of_all(options.count, tag)
-        self._show(items)
-        return 0
-
     def _delete(self, ids: Sequence[str]) -> int:
         if wrong := [
             key for key in ids if not 0 < len(key.encode()) <= SORT_KEY_BYTES or key.startswith(TOMBSTONE_PREFIX)
         ]:
             raise SettingsError(f"{wrong[0][:40]!r} is no id of a post, and nothing was deleted")
-        client = dynamodb.connect(self._environ)
-        self._opened.callback(client.close)
-        table = TableWriter(self._table, lambda: client, self._pool)
+        table = TableWriter(self._table, lambda: self._open(dynamodb.connect(self._environ)), self._pool)
         left = tombstones.delete(table, ids, self._now, self._shape.ttl_days, time.monotonic() + DELETE_SECONDS)
         deleted = len(set(ids)) - len(left)
         self._tell({"deleted": deleted, "left": sorted(left)}, f"{deleted:,} deleted; they will not come back")
@@ -229,6 +223,7 @@ def _parser() -> argparse.ArgumentParser:
         return commands.add_parser(name, help=about, description=about, parents=[whose])
 
     latest = command("latest", "the newest posts")
+    latest.set_defaults(tag=None)
     get = command("get", "one post by its id")
     get.add_argument("id")
     author = command("author", "the newest posts of an author")
@@ -255,11 +250,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _up_to(most: int) -> Callable[[str], int]:
     def read(text: str) -> int:
-        faults: list[str] = []
-        number = whole_number({"it": text}, "it", 0, 1, most, faults)
-        if faults or not text:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {most}")
-        return number
+        if is_whole(text, 1, most):
+            return int(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {most}")
 
     return read
 

@@ -12,15 +12,17 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from heapq import nlargest
 from typing import Any
+from urllib.parse import urlsplit
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from processor.items import Item, bucket
+from processor.settings import SettingsError
 from processor.table import PARALLEL_CALLS, TableError, line_of
 
 # What boto3 finds out by itself, and the way out.
 UNUSABLE = {
-    "EndpointConnectionError": "nothing answers there; check the network, AWS_REGION and AWS_ENDPOINT_URL_DYNAMODB",
+    "EndpointConnectionError": "nothing answers there; check the network, AWS_REGION and AWS_ENDPOINT_URL",
     "NoCredentialsError": "there are no credentials; set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
     "NoRegionError": "there is no region; set AWS_REGION",
 }
@@ -157,10 +159,13 @@ def asking(table: str) -> Iterator[None]:
         code = error.response["Error"]["Code"]
         raise TableError(line_of(table, code, f"{code}: {error.response['Error'].get('Message', '')}")) from error
     except BotoCoreError as error:
-        name = type(error).__name__
-        meaning = UNUSABLE.get(name)
-        detail = f"{meaning} ({name}: {error})" if meaning else f"{name}: {error}"
-        raise TableError(line_of(table, "", detail)) from error
+        raise TableError(line_of(table, "", told(error))) from error
+
+
+def told(error: Exception) -> str:
+    """Return one line about an error, with the way out where boto3 found out by itself what it is."""
+    name = type(error).__name__
+    return " ".join((f"{UNUSABLE[name]} ({name}: {error})" if name in UNUSABLE else str(error)).split())
 
 
 def _age(item: Item) -> tuple[str, str]:
@@ -172,6 +177,9 @@ def location_of(environ: Mapping[str, str], service: str) -> dict[str, str]:
     Return what boto3.client is to be told of an environment: region, endpoint and keys, where they are set.
 
     boto3 itself reads the region from AWS_DEFAULT_REGION only; every other SDK, and this project, knows AWS_REGION.
+
+    Raises:
+        SettingsError: the endpoint is no URL.
     """
     names = {
         "region_name": ("AWS_REGION", "AWS_DEFAULT_REGION"),
@@ -181,6 +189,10 @@ def location_of(environ: Mapping[str, str], service: str) -> dict[str, str]:
         "aws_session_token": ("AWS_SESSION_TOKEN",),
     }
     found = {name: next(filter(None, map(environ.get, places)), None) for name, places in names.items()}
+    url = urlsplit(found["endpoint_url"] or "https://by.region")
+    if url.scheme not in {"http", "https"} or not url.netloc:
+        variables = ", or ".join(names["endpoint_url"])
+        raise SettingsError(f"{variables}, is {found['endpoint_url']!r}: set it to http(s)://host:port")
     return {name: value for name, value in found.items() if value is not None}
 
 

@@ -133,20 +133,13 @@ class Redrive:
 def _records(document: Mapping[str, Any], reasons: list[str]) -> Iterator[tuple[bytes, float]]:
     """Give the records of an object with the time of their arrival; what is damaged is told in `reasons`."""
     if "payload" in document:
-        for record in json.loads(document["payload"])["Records"]:
-            kinesis = record["kinesis"]
-            yield from _unpacked(b64decode(kinesis["data"]), kinesis["approximateArrivalTimestamp"], reasons)
-        return
-    data, arrived_at = b64decode(document["data"]), float(document["approximateArrivalTimestamp"])
-    if document["position"] is None:
-        yield from _unpacked(data, arrived_at, reasons)
+        records = [record["kinesis"] for record in json.loads(document["payload"])["Records"]]
     else:
-        yield data, arrived_at
-
-
-def _unpacked(data: bytes, arrived_at: float, reasons: list[str]) -> Iterator[tuple[bytes, float]]:
-    decoded = wire.decode(data)
-    if decoded.damage is not None:
-        reasons.append(f"damaged aggregate: {decoded.damage}")
-    for record in decoded.records:
-        yield record.data, arrived_at
+        records = [document]
+    for record in records:
+        # Also one that came out of a container: an older function may not have known that it was one itself.
+        decoded = wire.decode(b64decode(record["data"]))
+        if decoded.damage is not None:
+            reasons.append(f"damaged aggregate: {decoded.damage}")
+        for user_record in decoded.records:
+            yield user_record.data, float(record["approximateArrivalTimestamp"])

@@ -51,8 +51,8 @@ class Settings(NamedTuple):
 
 def shape_from(environ: Mapping[str, str], faults: list[str]) -> Shape:
     """Return the settings that decide about items; what is wrong with them is added to `faults`."""
-    ttl_days = whole_number(environ, "TTL_DAYS", Shape().ttl_days, 0, 36_500, faults)
-    time_shards = whole_number(environ, "TIME_SHARDS", Shape().time_shards, 1, 1_000, faults)
+    ttl_days = _number(environ, "TTL_DAYS", Shape().ttl_days, 0, 36_500, faults)
+    time_shards = _number(environ, "TIME_SHARDS", Shape().time_shards, 1, 1_000, faults)
     id_pointer, time_pointer = (_pointer(environ, name, faults) for name in ("ID_POINTER", "TIME_POINTER"))
     if time_pointer and not id_pointer:
         faults.append("TIME_POINTER is set and ID_POINTER is not: posts of X need neither, other records need both")
@@ -66,10 +66,14 @@ def _pointer(environ: Mapping[str, str], name: str, faults: list[str]) -> str:
     return pointer
 
 
-def whole_number(environ: Mapping[str, str], name: str, default: int, least: int, most: int, faults: list[str]) -> int:
-    """Return the setting `name` as a number; what is wrong with it is added to `faults`."""
+def is_whole(text: str, least: int, most: int) -> bool:
+    """Tell whether a text is a whole number from `least` to `most`."""
+    return text.isascii() and text.isdigit() and len(text) < 10 and least <= int(text) <= most
+
+
+def _number(environ: Mapping[str, str], name: str, default: int, least: int, most: int, faults: list[str]) -> int:
     text = environ.get(name) or str(default)
-    if text.isascii() and text.isdigit() and len(text) < 10 and least <= int(text) <= most:
+    if is_whole(text, least, most):
         return int(text)
     faults.append(f"{name} is {text!r}: set it to a whole number from {least} to {most}")
     return default

@@ -33,6 +33,8 @@ to take a container without its digest for one raw record, would give up all of 
     | "MZS1", 4 B | checksum, of an AggregatedRecord message   |
     +-------------+--------------------------------------------+
 
+The last byte of that magic is the frame's version; of another one nothing is read.
+
 The format of the container is described in `aggregation-format.md` of awslabs/amazon-kinesis-producer.
 
 The daemon and the Lambda share this file, so it needs the standard library only. zstd is in it from Python 3.14 on,
@@ -180,6 +182,8 @@ def decode(data: bytes) -> Decoded:
     """Return the user records of one Kinesis record, in order. Never raises for its content."""
     if data.startswith(COMPRESSED_MAGIC):
         return _decode_compressed(data[len(COMPRESSED_MAGIC) :])
+    if data.startswith(COMPRESSED_MAGIC[:-1]):
+        return Decoded([], "compressed by a newer version of Millrace: update this one")
     if not data.startswith(MAGIC):
         return Decoded([UserRecord(data)])
     message = data[len(MAGIC) : -DIGEST_BYTES]

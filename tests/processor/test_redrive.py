@@ -14,7 +14,7 @@ from processor.failures import Directory, Quarantine
 from processor.items import Item, Shape, item_of
 from processor.redrive import Redrive, Redriven
 from processor.table import TableError
-from processor.wire import UserRecord
+from processor.wire import UserRecord, compress
 from tests.processor.aws_by_moto import Aws
 from tests.processor.fake_dynamodb import TABLE, Inline
 from tests.processor.fake_surroundings import aggregate, post
@@ -108,6 +108,14 @@ def test_both_kinds_of_failures_are_put_back_and_removed(house: House) -> None:
     assert house.counts() == {"stored": 4}
     assert house.messages == {"1": "hello", "2": "hello", "3": "hello", "4": "水車"}
     assert house.aws.items(house.table)["4"] == item_of(post(4, "水車"), ARRIVED_AT, Shape())
+    assert house.left == []
+
+
+def test_a_container_that_an_older_function_took_for_a_record_is_taken_apart(house: House) -> None:
+    """Who updates the function and the console gets back what the one before could not read."""
+    quarantined(house.directory, 5, compress(aggregate(post(1), post(2))))
+
+    assert house.counts() == {"stored": 2}
     assert house.left == []
 
 
