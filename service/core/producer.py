@@ -308,10 +308,10 @@ class Producer:
         size = 0
         while in_flight.has_room(size):
             lane = self._agenda.take(now)
-            record = self._head(lane, now) if lane else None
-            if lane is None or record is None:
-                if lane is None:
-                    break
+            if lane is None:
+                break
+            record = self._head(lane, now)
+            if record is None:
                 continue
             full = len(records) == most or size + record.size > REQUEST_BYTES
             if records and (full or record.alone or records[0].alone):
