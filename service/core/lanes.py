@@ -93,8 +93,6 @@ class Lanes:
             for piece in pieces
         ]
         self.retired.update(old.values())
-        for lane in self.open:
-            lane.blockers.clear()
         for retired in self.retired:
             for lane in self._overlapping(retired):
                 lane.blockers.add(retired)
@@ -119,7 +117,6 @@ class Lanes:
         self.retired.remove(lane)
         if lane.head is not None:
             self.put_in_front(lane.head.posts, doubtful=lane.head.perhaps_stored)
-            lane.head = None
         waited = self._overlapping(lane)
         for new in waited:
             new.blockers.discard(lane)
