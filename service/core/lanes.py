@@ -122,14 +122,13 @@ class Lanes:
             new.blockers.discard(lane)
         return waited
 
-    def put_in_front(self, posts: Sequence[Post], *, doubtful: bool, astray: int = 0) -> list[Lane]:
-        """Queue posts before everything that waits in their lanes, in order. Returns those lanes; see `Lane`."""
+    def put_in_front(self, posts: Sequence[Post], *, doubtful: bool, astray: int = 0) -> None:
+        """Queue posts before everything that waits in their lanes, in order; see `Lane.put_in_front`."""
         by_lane: dict[Lane, list[Post]] = {}
         for post in posts:
             by_lane.setdefault(self.open[self.map.index(post.key)], []).append(post)
         for lane, returned in by_lane.items():
             lane.put_in_front(returned, doubtful=doubtful, astray=astray)
-        return list(by_lane)
 
     def _overlapping(self, lane: Lane) -> list[Lane]:
         return [self.open[place] for place in self.map.overlapping(lane.slice)]

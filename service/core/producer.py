@@ -363,7 +363,6 @@ class Producer:
         """Pack the posts that wait: all, if they have lingered, otherwise as many as fill whole payload units."""
         lingered = self._closing or lane.doubtful or self._lingers_until(lane) <= now
         limit = LARGEST_BYTES * self._growth if lingered else whole_units(lane.size, self._growth)
-        limit = min(limit, self._record_limit - NAME_BYTES)
         count, data = pack(lane.posts, limit, lane.doubtful or None, compressed=self._compress)
         if count < len(lane.posts) or lane.size >= self._target:
             reason = SealReason.SIZE
@@ -445,8 +444,7 @@ class Producer:
             (inside if fits else outside).append(post)
         lane.move(Event.SETTLED)
         strays = record.astray + 1 if record.generation == self._lanes.generation else 0
-        for waiting in self._lanes.put_in_front(outside, doubtful=True, astray=strays):
-            self._plan(waiting, now)
+        self._lanes.put_in_front(outside, doubtful=True, astray=strays)
         self._after_head(lane, now)
         return [self._end(inside, record)] if inside else []
 
@@ -474,8 +472,7 @@ class Producer:
     def _redraw(self, now: float) -> None:
         """Cut the shards into lanes anew."""
         self._aggregate = self._wants_aggregates and not self._ignores_keys
-        limit = min(TARGET_BYTES * self._growth, self._record_limit - NAME_BYTES)
-        self._target = limit if self._aggregate else 0
+        self._target = TARGET_BYTES * self._growth if self._aggregate else 0
         if self._ignores_keys:
             pieces = slices_without_shards()
         else:
