@@ -15,8 +15,8 @@ from local.template import TEMPLATE
 def lint(path: Path, regions: str) -> set[tuple[str, str]]:
     """Return the rules that a template breaks, informational ones included, each with what is said."""
     program = Path(sys.executable).with_name("cfn-lint")
-    command = [program, "--format", "json", "--include-checks", "I", "--regions", regions, "--template", path]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    options = ["--format", "json", "--include-checks", "I", "--regions", regions, "--template"]
+    done = subprocess.run([program, *options, path], capture_output=True, text=True, check=False)
     return {(match["Rule"]["Id"], match["Message"]) for match in json.loads(done.stdout)}
 
 
