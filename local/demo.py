@@ -17,10 +17,10 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -219,7 +219,7 @@ async def _watch(pipeline: Pipeline, view: View, seconds: float, console: Consol
         loop.add_signal_handler(number, stopped.set)
     started = last_look = last_line = time.monotonic()
     pending = _troubles(seconds or ROUND_SECONDS, started)
-    with Live(console=console, auto_refresh=False, transient=False) if console.is_terminal else _Silent() as live:
+    with Live(console=console, auto_refresh=False) if console.is_terminal else nullcontext() as live:
         while not stopped.is_set():
             with suppress(TimeoutError):
                 await asyncio.wait_for(stopped.wait(), LOOK_SECONDS)
@@ -234,25 +234,13 @@ async def _watch(pipeline: Pipeline, view: View, seconds: float, console: Consol
                 pending = _troubles(ROUND_SECONDS, now)
             await view.look(pipeline, now - last_look)
             last_look = now
-            live.update(view.picture((now - started) / seconds if seconds else -1.0), refresh=True)
-            if not console.is_terminal and now - last_line >= LINE_SECONDS:
+            if live:
+                live.update(view.picture((now - started) / seconds if seconds else -1.0), refresh=True)
+            elif now - last_line >= LINE_SECONDS:
                 console.print(view.line(), soft_wrap=True)
                 last_line = now
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.remove_signal_handler(number)
-
-
-class _Silent:
-    """In the place of a live picture where there is no terminal."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def update(self, _picture: object, *, refresh: bool) -> None:
-        """Draw nothing."""
 
 
 def _troubles(seconds: float, start: float) -> list[tuple[float, str, Callable[[Pipeline], Any]]]:

@@ -25,7 +25,7 @@ from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
 from aiohttp import web
 
-from local import ACCESS_KEY, ACCOUNT, REGION, SECRET_KEY
+from local import ACCOUNT, CLIENT, REGION
 from local.batches import Source
 from local.mapping import EventSource
 from local.template import Template, load
@@ -69,9 +69,7 @@ async def serve(arguments: argparse.Namespace, template: Template, environment: 
     client = AioSession(NO_PROFILE).create_client(
         "kinesis",
         endpoint_url=arguments.kinesis,
-        region_name=REGION,
-        aws_access_key_id=ACCESS_KEY,
-        aws_secret_access_key=SECRET_KEY,
+        **CLIENT,
         config=AioConfig(connect_timeout=2, read_timeout=10, retries={"total_max_attempts": 1}, proxies={}),
     )
     async with client as kinesis:

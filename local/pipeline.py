@@ -7,20 +7,18 @@ The demo and the integration tests drive it. Ports are chosen by the system; wha
 """
 
 import asyncio
-import base64
-import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
+from hashlib import md5
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
 from aiobotocore.session import AioSession
 from prometheus_client.parser import text_string_to_metric_families
 
-from local import ACCESS_KEY, REGION, SECRET_KEY
+from local import ACCESS_KEY, CLIENT, REGION, SECRET_KEY
 from local.processes import Process, ProcessError
 from local.reconcile import (
     Reconciliation,
@@ -69,7 +67,6 @@ class Pipeline:
         posts: a file of recorded posts, to be sent instead of invented ones.
         limit: how many posts X has; None for no end.
         settings: further environment of the daemon.
-        connects: how often a client may connect to X in 15 minutes; X's own number is 50.
         x_options: further words of X's command line, such as --enterprise.
         table: with the Lambda and the table; without, all ends in Kinesis.
     """
@@ -82,17 +79,14 @@ class Pipeline:
         posts: Path | None = None,
         limit: int | None = None,
         settings: Mapping[str, str] | None = None,
-        connects: int = 50,
         x_options: Sequence[str] = (),
         table: bool = True,
     ) -> None:
         self.directory = directory
-        self.failures = directory / "failures"
         self._rate = rate
         self._posts = posts
         self._limit = limit
         self._settings = settings or {}
-        self._connects = connects
         self._x_options = x_options
         self._with_table = table
         self.put_in: list[bytes] = []
@@ -108,9 +102,7 @@ class Pipeline:
         async with AsyncExitStack() as stack:
             self._http = await stack.enter_async_context(aiohttp.ClientSession())
             self.kinesis = self._process("kinesis", *kinesis_command(self.directory))
-            x_arguments = ["--port", "0", "--rate", f"{self._rate:g}", "--keep-alive", "1"]
-            x_arguments += ["--connects", str(self._connects)]
-            x_arguments += self._x_options
+            x_arguments = ["--port", "0", "--rate", f"{self._rate:g}", "--keep-alive", "1", *self._x_options]
             x_arguments += ["--match", "all", "--token", TOKEN]
             if self._posts:
                 x_arguments += ["--posts", str(self._posts)]
@@ -137,9 +129,7 @@ class Pipeline:
             self._stack = stack.pop_all()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """End everything, in the opposite order."""
         await self._stack.aclose()
 
@@ -165,7 +155,7 @@ class Pipeline:
 
     async def put_into_kinesis(self, records: Sequence[bytes]) -> None:
         """Put records into the stream beside the daemon, as another producer would."""
-        async with self._client("kinesis", self.kinesis.url) as kinesis:
+        async with AioSession().create_client("kinesis", endpoint_url=self.kinesis.url, **CLIENT) as kinesis:
             for number, record in enumerate(records):
                 await kinesis.put_record(StreamName=STREAM, PartitionKey=f"other-{number}", Data=record)
                 self.put_in.append(record)
@@ -242,27 +232,16 @@ class Pipeline:
         if not self._with_table:
             lines = [line.data for shard in shards for data in shard.records for line in decode(data).records]
             return reconcile(sent, shards, {post_id_of(line) or "" for line in lines}, letters)
-        async with self._client("dynamodb", self.table.url) as dynamodb:
+        async with AioSession().create_client("dynamodb", endpoint_url=self.table.url, **CLIENT) as dynamodb:
             ids = await fetch_table_ids(dynamodb, TABLE)
-        return reconcile(sent, shards, ids, letters | read_quarantine(self.failures / "quarantine"))
+        kept = {md5(data, usedforsecurity=False).hexdigest(): reason for data, reason in self.quarantined()}
+        return reconcile(sent, shards, ids, letters | kept)
 
     def quarantined(self) -> list[tuple[bytes, str]]:
         """What the function has put aside: each record, or line of one, with its reason."""
-        found = [
-            json.loads(path.read_text(encoding="utf-8")) for path in (self.failures / "quarantine").rglob("*.json")
-        ]
-        return [(base64.b64decode(document["data"]), document["reason"]) for document in found]
+        return read_quarantine(self.directory / "failures" / "quarantine")
 
     # Its parts
-
-    def _client(self, service: str, url: str) -> Any:
-        return AioSession().create_client(
-            service,
-            endpoint_url=url,
-            region_name=REGION,
-            aws_access_key_id=ACCESS_KEY,
-            aws_secret_access_key=SECRET_KEY,
-        )
 
     def _process(self, name: str, *arguments: str, environment: Mapping[str, str] | None = None) -> Process:
         return Process(name, list(arguments), environment or self._base, self.directory)

@@ -15,6 +15,7 @@ import json
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -65,6 +66,17 @@ class Snowflakes:
         return self._last
 
 
+def created_at(snowflake: int) -> bytes:
+    """Return the moment of an id as X states it."""
+    return _stated(((snowflake >> SNOWFLAKE_SHIFT) + SNOWFLAKE_EPOCH_MS) // 1000)
+
+
+@lru_cache(maxsize=1)
+def _stated(second: int) -> bytes:
+    # X states whole seconds with a fraction of zero.
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z").encode()
+
+
 class Generated:
     """
     Invented posts without end, the same texts in the same order for the same seed.
@@ -81,8 +93,6 @@ class Generated:
     def __init__(self, seed: int = 0) -> None:
         self._rng = Random(seed)
         self._ids = Snowflakes()
-        self._second = -1
-        self._created_at = b""
         self._drawn: list[int] = []
         self._templates: list[tuple[list[bytes], str | None, Mapping[str, Any]]] = []
         composer = Composer(self._rng, _AUTHORS)
@@ -98,13 +108,8 @@ class Generated:
         template = self._drawn.pop()
         pieces, author, body = self._templates[template]
         number = self._ids.take(now_ms)
-        second = ((number >> SNOWFLAKE_SHIFT) + SNOWFLAKE_EPOCH_MS) // 1000
-        if second != self._second:
-            self._second = second
-            # X states whole seconds with a fraction of zero.
-            self._created_at = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z").encode()
         post_id = str(number)
-        line = post_id.encode().join(pieces).replace(_CREATED_SLOT, self._created_at)
+        line = post_id.encode().join(pieces).replace(_CREATED_SLOT, created_at(number))
         return Post(post_id, author or post_id, line, template, body)
 
 

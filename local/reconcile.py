@@ -269,14 +269,10 @@ async def fetch_table_ids(dynamodb: Scanner, table: str) -> list[str]:
         request["ExclusiveStartKey"] = page["LastEvaluatedKey"]
 
 
-def read_quarantine(directory: Path) -> dict[str, str]:
-    """Return the reason for each line that the processor put into a local quarantine, by the MD5 of the line."""
-    reasons: dict[str, str] = {}
-    for path in directory.rglob("*.json"):
-        document = json.loads(path.read_text(encoding="utf-8"))
-        digest = md5(base64.b64decode(document["data"]), usedforsecurity=False).hexdigest()
-        reasons[digest] = document["reason"]
-    return reasons
+def read_quarantine(directory: Path) -> list[tuple[bytes, str]]:
+    """Return each line, or record that holds none, that the processor put into a local quarantine, with its reason."""
+    documents = [json.loads(path.read_text(encoding="utf-8")) for path in directory.rglob("*.json")]
+    return [(base64.b64decode(document["data"]), document["reason"]) for document in documents]
 
 
 def read_letters(journal: Path) -> dict[str, str]:

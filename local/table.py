@@ -29,7 +29,7 @@ from moto.moto_api._internal.models import moto_api_backend
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from werkzeug.serving import make_server
 
-from local import ACCESS_KEY, REGION, SECRET_KEY
+from local import CLIENT
 from local.template import Template, load
 
 POLL_SECONDS = 0.05  # how soon the server sees that it is to end
@@ -57,14 +57,7 @@ def dynamodb(host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
 
 def create_table(url: str, template: Template, stack: str) -> str:
     """Make the table that the template describes for a stack of this name; return the table's name."""
-    client = boto3.client(
-        "dynamodb",
-        endpoint_url=url,
-        region_name=REGION,
-        aws_access_key_id=ACCESS_KEY,
-        aws_secret_access_key=SECRET_KEY,
-        config=Config(proxies={}),
-    )
+    client = boto3.client("dynamodb", endpoint_url=url, config=Config(proxies={}), **CLIENT)
     definition = template.table_definition(stack)
     name: str = definition["TableName"]
     client.create_table(**definition)

@@ -3,18 +3,13 @@ Lambda on this machine: the handler runs in a process of its own, as long as the
 
 `Function` stands for the deployed function: as many workers as there are invocations at once, each used
 again and again, as Lambda uses its execution environments. A worker is a child process that speaks over its
-own standard input and output, so that it works on every operating system. Each message is a frame:
-
-    +-----------------+---------------------+
-    | length, 4 bytes | JSON in UTF-8       |
-    | big-endian      |                     |
-    +-----------------+---------------------+
+own standard input and output, so that it works on every operating system. Each message is a line of JSON:
 
     child to parent   {} when the handler is imported, or {"error": ...} when it cannot be
-    parent to child   {"request_id", "arn", "timeout"}, then the event as it is
+    parent to child   {"request_id", "arn", "timeout"}, and in the next line the event as it is
     child to parent   {"payload": ...} or {"error": ...}
 
-Rules: what the handler prints goes to standard error, never between two frames. A handler that runs too long
+Rules: what the handler prints goes to standard error, never between two lines. A handler that runs too long
 is killed by its process id, and one that dies is a failed invocation; the next invocation gets a new worker.
 The environment is the function's own and nothing else: no credentials of this machine, and every AWS endpoint
 points at the stand-in, so that a local run cannot reach an account.
@@ -33,7 +28,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 from local.template import FunctionSettings
 
@@ -47,7 +42,8 @@ EXIT_SECONDS = 5
 # What a Python process needs of its surroundings to start; the rest of them is none of the function's business.
 INHERITED = ("HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "PYTHONPATH", "SYSTEMROOT", "TEMP", "TMP", "TMPDIR")
 
-LENGTH_BYTES = 4
+# More than Lambda's 6 MB for an answer, so that no answer is too long to be read.
+LINE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -108,7 +104,7 @@ class Function:
         self._idle: list[_Worker] = []
 
     async def invoke(self, event: bytes) -> Answer:
-        """Run the handler with the event, JSON in UTF-8. Whatever goes wrong is an answer with an error."""
+        """Run the handler with the event, one line of JSON. Whatever goes wrong is an answer with an error."""
         request_id = str(uuid.uuid4())
         try:
             worker = await self._worker()
@@ -149,6 +145,7 @@ class _Worker:
             *(sys.executable, "-u", "-m", "local.worker", settings.handler),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
+            limit=LINE_BYTES,
             cwd=ROOT,
             env=environment,
             start_new_session=True,
@@ -167,7 +164,7 @@ class _Worker:
 
     async def invoke(self, request_id: str, arn: str, event: bytes) -> dict[str, Any]:
         header = {"request_id": request_id, "arn": arn, "timeout": self._timeout}
-        self._requests.write(_frame(json.dumps(header).encode()) + _frame(event))
+        self._requests.write(json.dumps(header).encode() + b"\n" + event + b"\n")
         return await self._within(self._timeout, f"{request_id} timed out after {self._timeout:.2f} seconds")
 
     async def close(self) -> None:
@@ -179,8 +176,7 @@ class _Worker:
         try:
             async with asyncio.timeout(seconds):
                 await self._requests.drain()
-                length = await self._answers.readexactly(LENGTH_BYTES)
-                answer: dict[str, Any] = json.loads(await self._answers.readexactly(int.from_bytes(length, "big")))
+                answer: dict[str, Any] = json.loads(await self._answers.readuntil())
                 return answer
         except TimeoutError:
             await self._kill()
@@ -225,23 +221,24 @@ class _Context:
 
 def serve(name: str) -> int:
     """Be the child: import the handler, answer one event after the other, end when the input does."""
-    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
     logging.basicConfig(stream=sys.stderr, format="[%(levelname)s] %(message)s")
     try:
         handler = _load(name)
     except Exception as error:  # whatever the module does at its import
-        _write(answers, json.dumps({"error": _describe(error)}))
+        answers.write(json.dumps({"error": _describe(error)}) + "\n")
         return 1
-    _write(answers, "{}")
-    while (request := _read(requests)) is not None:
-        event = _read(requests)
+    answers.write("{}\n")
+    for request in requests:
+        context = _Context(json.loads(request))
+        event = json.loads(requests.readline())
         try:
-            answer = json.dumps({"payload": handler(event, _Context(request))})
+            answer = json.dumps({"payload": handler(event, context)})
         except Exception as error:  # whatever the handler raises, or returns that is no JSON
             answer = json.dumps({"error": _describe(error)})
-        _write(answers, answer)
+        answers.write(answer + "\n")
     return 0
 
 
@@ -254,20 +251,6 @@ def _load(name: str) -> Callable[[Any, _Context], Any]:
 def _describe(error: Exception) -> str:
     traceback.print_exc()
     return " ".join(f"{type(error).__name__}: {error}".split())
-
-
-def _read(stream: BinaryIO) -> Any:
-    length = stream.read(LENGTH_BYTES)
-    return json.loads(stream.read(int.from_bytes(length, "big"))) if length else None
-
-
-def _write(stream: BinaryIO, message: str) -> None:
-    stream.write(_frame(message.encode()))
-    stream.flush()
-
-
-def _frame(message: bytes) -> bytes:
-    return len(message).to_bytes(LENGTH_BYTES, "big") + message
 
 
 if __name__ == "__main__":

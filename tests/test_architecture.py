@@ -52,11 +52,8 @@ OWNERS = {
 # They start processes and put them together: the pipeline's test runs them as such.
 PIPELINE = "tests/integration/test_pipeline.py"
 TESTED_ELSEWHERE = {
-    "local/__main__.py": PIPELINE,
-    "local/aws.py": PIPELINE,
     "local/demo.py": PIPELINE,
     "local/pipeline.py": PIPELINE,
-    "local/processes.py": PIPELINE,
     "processor/__main__.py": "tests/processor/test_console.py",
     "service/app.py": PIPELINE,
     "service/source.py": "tests/service/test_source.py",

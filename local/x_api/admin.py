@@ -2,7 +2,6 @@
 The admin side of the X stand-in, for tests, the demo and people with curl. It needs no token.
 
     POST /admin/faults   {"kind": ..., "after": seconds, ...}, see `local.x_api.faults`
-    POST /admin/rate     {"rate": posts a second; 0 for as fast as a client reads}
     POST /admin/stop     no more posts fall due
     POST /admin/clock    {"advance": seconds} puts X's time forward
     GET  /admin/stats    numbers
@@ -35,7 +34,7 @@ class Admin:
     Args:
         clock: takes POST /admin/clock.
         faults: takes POST /admin/faults.
-        feed: takes rate and stop.
+        feed: takes POST /admin/stop.
         ledger: is shown.
         stats: returns the numbers.
     """
@@ -49,7 +48,6 @@ class Admin:
         """Return the routes for an application."""
         return [
             web.post("/admin/faults", self._post_fault),
-            web.post("/admin/rate", self._post_rate),
             web.post("/admin/stop", self._post_stop),
             web.post("/admin/clock", self._post_clock),
             web.get("/admin/stats", self._get_stats),
@@ -67,11 +65,15 @@ class Admin:
             return web.json_response({"error": str(error)}, status=400)
         return web.json_response({})
 
-    async def _post_rate(self, request: web.Request) -> web.Response:
-        return await _with_number(request, "rate", self._feed.set_rate)
-
     async def _post_clock(self, request: web.Request) -> web.Response:
-        return await _with_number(request, "advance", self._clock.advance)
+        try:
+            seconds = float((await request.json())["advance"])
+        except (ValueError, TypeError, KeyError):
+            seconds = -1.0
+        if not 0 <= seconds < float("inf"):
+            return web.json_response({"error": "advance must be a number of 0 or more"}, status=400)
+        self._clock.advance(seconds)
+        return web.json_response({})
 
     async def _post_stop(self, _: web.Request) -> web.Response:
         self._feed.stop()
@@ -103,14 +105,3 @@ class Admin:
 
     async def _get_health(self, _: web.Request) -> web.Response:
         return web.Response(text="ok\n")
-
-
-async def _with_number(request: web.Request, name: str, act: Callable[[float], None]) -> web.Response:
-    try:
-        number = float((await request.json())[name])
-    except (ValueError, TypeError, KeyError):
-        number = -1.0
-    if not 0 <= number < float("inf"):
-        return web.json_response({"error": f"{name} must be a number of 0 or more"}, status=400)
-    act(number)
-    return web.json_response({})

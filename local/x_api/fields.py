@@ -12,11 +12,10 @@ It needs posts of which all is known; lines of an archive stay as they are.
 
 import json
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from local.post_shapes import CREATED_SLOT, ID_SLOT
-from local.posts import SNOWFLAKE_EPOCH_MS, SNOWFLAKE_SHIFT, Post
+from local.posts import Post, created_at
 
 _ALWAYS = {
     "tweet": {"id", "text", "edit_history_tweet_ids"},
@@ -62,10 +61,7 @@ class View:
         if post.template not in self._lines:
             shown = _shown(post.body, self._fields)
             self._lines[post.template] = json.dumps(shown, ensure_ascii=False, separators=(",", ":")).encode()
-        # X states whole seconds with a fraction of zero.
-        second = ((int(post.id) >> SNOWFLAKE_SHIFT) + SNOWFLAKE_EPOCH_MS) // 1000
-        created = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
-        line = self._lines[post.template].replace(CREATED_SLOT.encode(), created.encode())
+        line = self._lines[post.template].replace(CREATED_SLOT.encode(), created_at(int(post.id)))
         return line.replace(ID_SLOT.encode(), post.id.encode())
 
 

@@ -30,7 +30,9 @@ async def test_nothing_is_lost_by_kill_9(tmp_path: Path, kills: int) -> None:
     rng = Random(9)
     read: dict[int, int] = {}
     settings = {"MILLRACE_MEMORY_LIMIT": "1MiB"}  # so that posts wait on disk only, too
-    async with Pipeline(tmp_path, rate=1500, settings=settings, connects=1000, table=False) as running:
+    async with Pipeline(
+        tmp_path, rate=1500, settings=settings, x_options=["--connects", "1000"], table=False
+    ) as running:
         for kill in range(1, kills + 1):
             # Now and then posts pile up before the kill, and what was left is being sent again when the next one comes.
             if rng.random() < 0.5:

@@ -11,12 +11,23 @@ from botocore.exceptions import EndpointConnectionError
 
 from local.batches import Source
 from local.mapping import EventSource
+from local.template import MappingSettings
 
 SOURCE = Source(
     stream_arn="arn:aws:kinesis:us-east-1:000000000000:stream/posts",
     function_arn="arn:aws:lambda:us-east-1:000000000000:function:it",
     role_arn="arn:aws:iam::000000000000:role/it",
     region="us-east-1",
+)
+SETTINGS = MappingSettings(
+    batch_size=100,
+    window_seconds=0,
+    parallelization_factor=1,
+    bisect=True,
+    retry_attempts=2,
+    record_age_seconds=-1,
+    report_batch_item_failures=True,
+    starting_position="TRIM_HORIZON",
 )
 
 
@@ -80,7 +91,6 @@ class Stream:
         place = {
             "TRIM_HORIZON": 0,
             "LATEST": len(records),
-            "AT_SEQUENCE_NUMBER": sum(int(record["SequenceNumber"]) < number for record in records),
             "AFTER_SEQUENCE_NUMBER": sum(int(record["SequenceNumber"]) <= number for record in records),
         }[request["ShardIteratorType"]]
         return {"ShardIterator": f"{request['ShardId']}:{place}"}

@@ -3,6 +3,7 @@
 import base64
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,24 +26,9 @@ from local.batches import (
 )
 from local.template import MappingSettings
 from local.worker import Answer
-from tests.local.memory_stream import SOURCE
+from tests.local.memory_stream import SETTINGS, SOURCE
 
-SETTINGS = MappingSettings(
-    batch_size=100,
-    window_seconds=0,
-    parallelization_factor=1,
-    bisect=True,
-    retry_attempts=2,
-    record_age_seconds=-1,
-    report_batch_item_failures=True,
-    starting_position="TRIM_HORIZON",
-)
 FAILED = Answer("a-request", error="ValueError: no")
-
-
-def settings(**changes: Any) -> MappingSettings:
-    """SETTINGS with some of them changed."""
-    return MappingSettings(**{**vars(SETTINGS), **changes})
 
 
 def records(numbers: Iterable[int], arrived_at: float = 0.0, size: int = 2) -> list[Record]:
@@ -119,12 +105,12 @@ class TestEvent:
 class TestBatching:
     def test_batch_size(self) -> None:
         """A batch takes BatchSize records at most, the next one goes on behind it."""
-        sent, _ = run(queue_of(5, settings(batch_size=2)), lambda _: Answer(""))
+        sent, _ = run(queue_of(5, replace(SETTINGS, batch_size=2)), lambda _: Answer(""))
         assert sent == [[1, 2], [3, 4], [5]]
 
     def test_window(self) -> None:
         """A batch that is not full waits until the window closes that its first record opened."""
-        queue = queue_of(1, settings(window_seconds=5), now=100.0)
+        queue = queue_of(1, replace(SETTINGS, window_seconds=5), now=100.0)
         queue.add(records([2])[0], 103.0)
         assert queue.take(104.9) is None
         assert queue.next_time == 105.0
@@ -134,13 +120,13 @@ class TestBatching:
 
     def test_a_full_batch_does_not_wait(self) -> None:
         """A batch of BatchSize is sent at once, whatever the window."""
-        batch = queue_of(2, settings(window_seconds=300, batch_size=2)).take(0.0)
+        batch = queue_of(2, replace(SETTINGS, window_seconds=300, batch_size=2)).take(0.0)
         assert batch is not None
         assert numbers(batch) == [1, 2]
 
     def test_the_next_window_opens_when_the_invocation_ends(self) -> None:
         """Records that came during an invocation wait for a window from its end on."""
-        queue = queue_of(1, settings(window_seconds=5))
+        queue = queue_of(1, replace(SETTINGS, window_seconds=5))
         queue.take(5.0)
         queue.add(records([2])[0], 6.0)
         queue.settle(Answer(""), 10.0)
@@ -148,7 +134,7 @@ class TestBatching:
 
     def test_the_end_of_a_shard_closes_the_window(self) -> None:
         """A shard that has ended does not wait for company, and is done when its last record is."""
-        queue = queue_of(1, settings(window_seconds=300))
+        queue = queue_of(1, replace(SETTINGS, window_seconds=300))
         queue.close()
         assert queue.take(0.0) is not None
         assert not queue.is_done
@@ -178,8 +164,8 @@ class TestBatching:
 
     def test_a_full_queue_says_so(self) -> None:
         """A queue with a whole batch is full, by number or by size, and is not when the batch is out."""
-        assert queue_of(2, settings(batch_size=2)).is_full
-        queue = queue_of(3, settings(batch_size=2))
+        assert queue_of(2, replace(SETTINGS, batch_size=2)).is_full
+        queue = queue_of(3, replace(SETTINGS, batch_size=2))
         queue.take(0.0)
         assert not queue.is_full
         large = BatchQueue(SETTINGS, lambda: 1.0)
@@ -227,8 +213,8 @@ class TestAnswer:
     def test_without_partial_responses(self) -> None:
         """A mapping without ReportBatchItemFailures does not read the answer."""
         batch = Batch(tuple(records([1, 2])))
-        assert first_failure(batch, reported("2"), settings(report_batch_item_failures=False)) is None
-        assert first_failure(batch, FAILED, settings(report_batch_item_failures=False)) == 0
+        assert first_failure(batch, reported("2"), replace(SETTINGS, report_batch_item_failures=False)) is None
+        assert first_failure(batch, FAILED, replace(SETTINGS, report_batch_item_failures=False)) == 0
 
 
 class TestRetry:
@@ -269,34 +255,34 @@ class TestRetry:
 
     def test_without_bisect_the_batch_stays_whole(self) -> None:
         """Without bisecting a batch is sent 1 + MaximumRetryAttempts times and given up whole; the next one follows."""
-        queue = queue_of(5, settings(bisect=False, batch_size=3))
+        queue = queue_of(5, replace(SETTINGS, bisect=False, batch_size=3))
         sent, given_up = run(queue, lambda batch: FAILED if 2 in batch else Answer(""))
         assert sent == [[1, 2, 3], [1, 2, 3], [1, 2, 3], [4, 5]]
         assert given_up == [[1, 2, 3]]
 
     def test_without_bisect_progress_costs_a_retry(self) -> None:
         """Without bisecting the rest of a reported batch uses up retries like a whole one."""
-        queue = queue_of(4, settings(bisect=False))
+        queue = queue_of(4, replace(SETTINGS, bisect=False))
         sent, given_up = run(queue, lambda batch: reported(str(batch[1])) if len(batch) > 1 else FAILED)
         assert sent == [[1, 2, 3, 4], [2, 3, 4], [3, 4]]
         assert given_up == [[4]]
 
     def test_no_retry(self) -> None:
         """MaximumRetryAttempts 0 gives a failing record up at once."""
-        sent, given_up = run(queue_of(1, settings(retry_attempts=0)), lambda _: FAILED)
+        sent, given_up = run(queue_of(1, replace(SETTINGS, retry_attempts=0)), lambda _: FAILED)
         assert sent == [[1]]
         assert given_up == [[1]]
 
     def test_endless_retry(self) -> None:
         """MaximumRetryAttempts -1 never gives up."""
         tries = iter([FAILED] * 50)
-        sent, given_up = run(queue_of(1, settings(retry_attempts=-1)), lambda _: next(tries, Answer("")))
+        sent, given_up = run(queue_of(1, replace(SETTINGS, retry_attempts=-1)), lambda _: next(tries, Answer("")))
         assert len(sent) == 51
         assert given_up == []
 
     def test_failing_again_and_again_waits_longer(self) -> None:
         """The wait before a retry doubles with each failure up to its bound, and begins anew after a success."""
-        queue = queue_of(1, settings(retry_attempts=-1))
+        queue = queue_of(1, replace(SETTINGS, retry_attempts=-1))
         waits, now = [], 0.0
         for _ in range(8):
             assert queue.take(now) is not None
@@ -323,7 +309,7 @@ class TestRetry:
 class TestAge:
     def test_too_old_to_be_sent(self) -> None:
         """Records over the age limit are given up without being sent; younger ones behind them are sent."""
-        queue = BatchQueue(settings(record_age_seconds=60), lambda: 1.0)
+        queue = BatchQueue(replace(SETTINGS, record_age_seconds=60), lambda: 1.0)
         for record in [*records([1, 2], arrived_at=100.0), *records([3], arrived_at=150.0)]:
             queue.add(record, 161.0)
         given_up = queue.expire(161.0)
@@ -337,7 +323,7 @@ class TestAge:
 
     def test_too_old_while_it_fails(self) -> None:
         """A record that keeps failing is given up when it is too old, with the number of its invocations."""
-        queue = queue_of(1, settings(record_age_seconds=60, retry_attempts=-1))
+        queue = queue_of(1, replace(SETTINGS, record_age_seconds=60, retry_attempts=-1))
         for now in (0.0, 50.0):
             queue.take(now)
             queue.settle(FAILED, now)

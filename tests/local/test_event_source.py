@@ -1,36 +1,23 @@
-import json
 import os
-import re
-import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
-from urllib.request import urlopen
 
+import aiohttp
 import pytest
 
 from local.event_source import main
+from local.processes import Process
 
 
-def test_it_starts_without_a_stream_and_stops_on_sigterm(tmp_path: Path) -> None:
-    """The program says where it listens, waits for a Kinesis that is not there, and ends well on SIGTERM."""
-    command = [sys.executable, "-m", "local.event_source", *arguments(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as program:
-        try:
-            assert program.stdout is not None
-            assert program.stderr is not None
-            ready = re.fullmatch(r"event source ready at (http://127\.0\.0\.1:\d+)\n", program.stdout.readline())
-            assert ready is not None
-            assert "no answer from Kinesis, waiting for it" in program.stderr.readline()
-            with urlopen(f"{ready[1]}/healthz") as answer:
-                assert answer.status == 200
-            with urlopen(f"{ready[1]}/admin/stats") as answer:
-                assert json.load(answer)["invocations"] == 0
-            program.send_signal(signal.SIGTERM)
-            assert program.wait(10) == 0
-        finally:
-            program.kill()
+async def test_it_starts_without_a_stream_and_stops_on_sigterm(tmp_path: Path) -> None:
+    """The program says where it listens, whether or not there is a Kinesis, and ends well on SIGTERM."""
+    program = Process("mapping", ["local.event_source", *arguments(tmp_path)], os.environ, tmp_path)
+    async with aiohttp.ClientSession(await program.start(), raise_for_status=True) as http:
+        async with http.get("/healthz") as answer:
+            assert await answer.text() == "ok\n"
+        async with http.get("/admin/stats") as answer:
+            assert (await answer.json())["invocations"] == 0
+    assert await program.stop() == 0
 
 
 def test_port_in_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,20 +14,8 @@ from typing import Any
 import pytest
 
 from local.mapping import EventSource
-from local.template import MappingSettings
 from local.worker import Answer
-from tests.local.memory_stream import Events, Stream, mapped
-
-SETTINGS = MappingSettings(
-    batch_size=10,
-    window_seconds=0,
-    parallelization_factor=1,
-    bisect=True,
-    retry_attempts=1,
-    record_age_seconds=-1,
-    report_batch_item_failures=True,
-    starting_position="TRIM_HORIZON",
-)
+from tests.local.memory_stream import SETTINGS, Events, Stream, mapped
 
 
 class Handler:
@@ -72,7 +61,7 @@ class House:
     async def running(self, **changes: Any) -> AsyncIterator[EventSource]:
         """Run until the block ends, then let it stop in good order."""
         arguments = {
-            "settings": MappingSettings(**{**vars(SETTINGS), **changes}),
+            "settings": replace(SETTINGS, **{"batch_size": 10, "retry_attempts": 1} | changes),
             "failures": self.directory / "failures",
             "log": self.lines.append,
         }

@@ -220,8 +220,8 @@ class TestPutAside:
         folder.mkdir(parents=True)
         document = {"reason": "no id", "data": base64.b64encode(line("3")).decode()}
         (folder / "1-0.json").write_text(json.dumps(document))
-        assert read_quarantine(tmp_path) == {md5(line("3")).hexdigest(): "no id"}
-        assert read_quarantine(tmp_path / "none") == {}
+        assert read_quarantine(tmp_path) == [(line("3"), "no id")]
+        assert read_quarantine(tmp_path / "none") == []
 
 
 def test_summary() -> None:

@@ -119,10 +119,10 @@ class TestAnswers:
 class TestLoss:
     async def test_a_handler_that_hangs_is_killed(self, function_of: FunctionOf) -> None:
         """A handler that takes longer than the function may fails, and the next invocation has a new worker."""
-        function = function_of(settings(timeout_seconds=2))
+        function = function_of(settings(timeout_seconds=1))
         before = (await ask(function, "return")).payload["pid"]
         answer = await ask(function, "hang")
-        assert answer.error == f"{answer.request_id} timed out after 2.00 seconds"
+        assert answer.error == f"{answer.request_id} timed out after 1.00 seconds"
         with pytest.raises(ProcessLookupError):
             os.kill(before, 0)
         assert (await ask(function, "return")).payload["calls"] == 1

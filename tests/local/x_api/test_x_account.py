@@ -1,36 +1,13 @@
 import base64
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
 import pytest
 
-from local.posts import Post
 from local.x_api.answers import REFUSALS
-from local.x_api.server import XApi
-from local.x_api.settings import Settings
+from tests.local.x_api.serving import serving
 
 STREAM = "/2/tweets/sample/stream"
-
-
-class Same:
-    """A source that gives the same post for ever."""
-
-    takes_rules = False
-
-    def take(self, now_ms: int) -> Post:
-        return Post("1", "1", b'{"data":{"id":"1","text":"water"}}', 0, None)
-
-
-@asynccontextmanager
-async def serving(**settings: Any) -> AsyncIterator[tuple[XApi, aiohttp.ClientSession]]:
-    """Serve the sample stream without posts, unless the settings say otherwise."""
-    async with (
-        XApi(Same(), Settings(**{"limit": 0} | settings)) as api,
-        aiohttp.ClientSession(api.url, headers={"authorization": "Bearer t"}) as http,
-    ):
-        yield api, http
 
 
 async def connections(http: aiohttp.ClientSession, **query: str) -> list[dict[str, Any]]:

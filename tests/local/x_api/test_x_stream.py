@@ -1,6 +1,6 @@
 import asyncio
 import zlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import pairwise
 from typing import NamedTuple
@@ -94,25 +94,12 @@ async def test_headers_come_before_any_post_and_are_lower_case() -> None:
         assert {"x-rate-limit-limit", "x-rate-limit-remaining", "x-rate-limit-reset", "set-cookie"} <= set(names)
 
 
-@pytest.mark.parametrize(
-    ("layout", "borders"),
-    [
-        (Layout.BATCH, lambda _: []),
-        (Layout.LINE, lambda _: []),
-        (Layout.CRLF, lambda line: [len(line) + 1]),
-        (Layout.UTF8, lambda line: [line.index("ü".encode()) + 1]),
-        (Layout.ESCAPE, lambda line: [line.index(b"\\") + 1]),
-        (Layout.BYTES, lambda line: list(range(1, len(line) + 2))),
-    ],
-)
-async def test_layout_puts_the_borders_of_chunks(layout: Layout, borders: Callable[[bytes], list[int]]) -> None:
-    """Each layout cuts a line exactly where it says."""
+async def test_lines_leave_in_the_chunks_of_the_layout() -> None:
+    """Here with a border inside each CR LF."""
     line = Numbered().line(1)
-    async with serving(Settings(rate=0, limit=1, layout=layout)) as api, connected(api) as client:
+    async with serving(Settings(rate=0, limit=1, layout=Layout.CRLF)) as api, connected(api) as client:
         await client.head()
-        cuts = [0, *borders(line), len(line) + 2]
-        expected = [(line + CRLF)[start:end] for start, end in pairwise(cuts)]
-        assert expected == [await client.chunk() for _ in expected]
+        assert [await client.chunk() for _ in range(2)] == [line + b"\r", b"\n"]
 
 
 async def test_batch_layout_puts_waiting_lines_into_one_chunk() -> None:
@@ -121,22 +108,6 @@ async def test_batch_layout_puts_waiting_lines_into_one_chunk() -> None:
     async with serving(Settings(rate=0, limit=50), source) as api, connected(api) as client:
         await client.head()
         assert b"".join(source.line(number) + CRLF for number in range(1, 51)) == await client.chunk()
-
-
-async def test_split_layout_cuts_every_line() -> None:
-    """Lines come in several chunks and are whole again when joined."""
-    source = Numbered()
-    async with serving(Settings(rate=0, limit=20, layout=Layout.SPLIT), source) as api, connected(api) as client:
-        await client.head()
-        chunks = [await client.chunk() for _ in range(100)]
-        assert b"".join(source.line(number) + CRLF for number in range(1, 21)) == b"".join(chunks)
-
-
-async def test_glued_layout_puts_a_keep_alive_behind_each_line() -> None:
-    """A keep-alive may share its chunk with a line."""
-    async with serving(Settings(rate=0, limit=1, layout=Layout.GLUED)) as api, connected(api) as client:
-        await client.head()
-        assert Numbered().line(1) + CRLF + CRLF == await client.chunk()
 
 
 async def test_keep_alive_when_idle() -> None:
