@@ -184,6 +184,8 @@ class Admin:
         if self._listeners >= LISTENERS:
             return web.Response(status=503, text=f"{LISTENERS} pages are open already; close one\n", headers=_FRESH)
         response = web.StreamResponse(headers={**_FRESH, **_SAFE, "Content-Type": "text/event-stream"})
+        if request.method == "HEAD":
+            return response
         self._listeners += 1
         try:
             await response.prepare(request)

@@ -212,6 +212,18 @@ class TestPages:
         assert (await rig.ask("/healthz", "POST"))[0] == 405
         assert (await rig.ask("/healthz", "HEAD"))[0] == 200
 
+    async def test_only_the_head_of_the_events(self) -> None:
+        """Who asks only for the head of the stream gets that and no event, and the connection goes on."""
+        async with ClientSession() as client, Rig(client).admin as admin:
+            reader, writer = await asyncio.open_connection(LOOPBACK, admin.port)
+            writer.write(b"HEAD /events HTTP/1.1\r\nHost: x\r\n\r\nHEAD /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            async with asyncio.timeout(5):
+                head, next_head = [await reader.readuntil(b"\r\n\r\n") for _ in range(2)]
+            writer.close()
+        assert head.startswith(b"HTTP/1.1 200 ")
+        assert b"Content-Type: text/event-stream\r\n" in head
+        assert next_head.startswith(b"HTTP/1.1 200 ")
+
 
 class TestEvents:
     async def read(self, rig: Rig, events: int) -> list[tuple[str, object]]:
