@@ -24,6 +24,7 @@ from service import log as logs
 from service.admin import Admin, AdminError, Health
 from service.config import Settings
 from service.core.board import Board
+from service.core.look import Buffer, Inside
 from service.core.posts import PostReader
 from service.core.producer import POSTS_PART, Producer
 from service.core.records import DropReason, Outcome
@@ -32,7 +33,7 @@ from service.intake import Intake
 from service.journal import Journal
 from service.journal_file import JournalError, JournalFile
 from service.kinesis import Kinesis, KinesisError
-from service.metrics import Buffer, Inside, Metrics, new_registry
+from service.metrics import Metrics, new_registry
 from service.rules import RulesError
 from service.sender import Sender, Sink
 from service.source import Source
@@ -96,9 +97,8 @@ class Daemon:
             compress=settings.compression == "zstd",
             rng=self._rng,
         )
-        self._metrics.limits(int(settings.memory_limit * POSTS_PART), settings.journal_limit if settings.journal else 0)
-        self._metrics.read_buffer_with(self._buffer)
-        self._metrics.read_inside_with(self._inside)
+        self._metrics.read_buffer = self._buffer
+        self._metrics.read_inside = self._inside
         about = {"version": __version__, "source": settings.source, "kinesis_stream": settings.stream}
         self._board = Board(about, shows_posts=settings.show_posts == "on")
         self._sender: Sender | None = None
@@ -185,7 +185,7 @@ class Daemon:
                 self._redactor.add,
                 self._rng,
             )
-            self._metrics.read_source_with(self._source.figures)
+            self._metrics.read_source = self._source.figures
 
     def _reload(self) -> None:
         if self._source is not None:
@@ -278,10 +278,17 @@ class Daemon:
 
     def _buffer(self) -> Buffer:
         inside = self._producer.statistics()
-        journal = self._journal
-        if journal is None:
-            return Buffer(inside.posts, inside.bytes)
-        return Buffer(inside.posts + journal.backlog, inside.bytes, journal.held_bytes, journal.backlog)
+        limit = int(self._settings.memory_limit * POSTS_PART)
+        if self._journal is None:
+            return Buffer(posts=inside.posts, bytes=inside.bytes, limit=limit)
+        return Buffer(
+            posts=inside.posts + self._journal.backlog,
+            on_disk=self._journal.backlog,
+            bytes=inside.bytes,
+            limit=limit,
+            journal_bytes=self._journal.held_bytes,
+            journal_limit=self._settings.journal_limit,
+        )
 
     def _inside(self) -> Inside:
         now = asyncio.get_running_loop().time()

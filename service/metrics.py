@@ -20,23 +20,19 @@ loop, with 100 shards 9. `python -m timeit` with `Metrics(new_registry())` shows
 
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
-from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Info, ProcessCollector
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from service import __version__
-from service.core.board import Look
 from service.core.figures import Count, Counts, Histogram
 from service.core.gaps import written_at
-from service.core.lanes import ShardState
 from service.core.limits import ON_DEMAND_UNIT_BYTES, PAYLOAD_UNIT_BYTES
-from service.core.producer import Statistics
+from service.core.look import Buffer, Inside, Look, SourceFigures
 from service.core.reconnect import Reason
 from service.core.records import DropReason, FailureKind, Outcome, PutRequest, RecordResult, RequestFailure, SealReason
-from service.core.verdict import Check
 
 # From the first linger to the longest back-off of a throttled shard.
 _DELIVERY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 7.5, 10, 15, 30, 60, 300)
@@ -52,83 +48,6 @@ _LOOP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5
 _CODES_AT_MOST = 40
 
 
-class Buffer(NamedTuple):
-    """
-    What has been received and has no outcome yet.
-
-    Attributes:
-        posts: how many.
-        bytes: what they take of the memory limit.
-        journal_bytes: what they take of the journal's.
-        on_disk: how many of them only the journal has.
-    """
-
-    posts: int
-    bytes: int
-    journal_bytes: int = 0
-    on_disk: int = 0
-
-
-class Inside(NamedTuple):
-    """
-    What is looked up at each scrape beside the buffer.
-
-    Attributes:
-        producer: what is inside.
-        shards: how each is.
-        checks: the conditions of the readiness.
-        mode: PROVISIONED or ON_DEMAND; "" while that is not known.
-    """
-
-    producer: Statistics
-    shards: Sequence[ShardState]
-    checks: Mapping[str, Check]
-    mode: str = ""
-
-
-_NOTHING = Inside(Statistics(0, 0, 0, 0, 0, 0, 0), (), {})
-
-
-class SourceFigures(NamedTuple):
-    """
-    What is looked up at each scrape about X.
-
-    Attributes:
-        gap_seconds: without a connection; grows while it lasts.
-        posts_missed: by estimate, in gaps that are over.
-        posts_backfilled: that came after all.
-        month_posts: that came this month.
-        month_budget: posts a month; 0 for no limit.
-        trouble: what somebody must act on: a reason and X's words; empty texts if there is nothing.
-        connects_left: that may be made at once within X's limit.
-    """
-
-    gap_seconds: float = 0.0
-    posts_missed: int = 0
-    posts_backfilled: int = 0
-    month_posts: int = 0
-    month_budget: int = 0
-    trouble: tuple[str, str] = ("", "")
-    connects_left: int = 0
-
-
-class _Family(NamedTuple):
-    """A family of counters: `label` is "" where it has one series only."""
-
-    name: str
-    documentation: str
-    label: str
-    counts: Count | Counts
-
-    def collect(self) -> Metric:
-        if isinstance(self.counts, Count):
-            return CounterMetricFamily(self.name, self.documentation, self.counts.value)
-        family = CounterMetricFamily(self.name, self.documentation, labels=[self.label])
-        for value, count in self.counts.items():
-            family.add_metric([value], count)
-        return family
-
-
 class Metrics:
     """
     What the shell reports to.
@@ -136,16 +55,17 @@ class Metrics:
     Args:
         registry: where the series are registered; `new_registry` makes one.
         wall: the time of day, in seconds since 1970.
+
+    Attributes:
+        read_buffer, read_inside, read_source: asked at each scrape and look; until somebody sets them there is nothing.
     """
 
     def __init__(self, registry: CollectorRegistry, wall: Callable[[], float] = time.time) -> None:
-        self._families: list[_Family] = []
-        self._histograms: list[tuple[str, str, Histogram]] = []
+        self.read_buffer: Callable[[], Buffer] = Buffer
+        self.read_inside: Callable[[], Inside] = Inside
+        self.read_source: Callable[[], SourceFigures] = SourceFigures
+        self._families: list[Callable[[], Metric]] = []
         self._wall = wall
-        self._read_buffer: Callable[[], Buffer] = lambda: Buffer(0, 0)
-        self._read_inside: Callable[[], Inside] = lambda: _NOTHING
-        self._read_source: Callable[[], SourceFigures] = SourceFigures
-        self._limits = (0, 0)
 
         self._received = self._counter("posts_received_total", "Posts and lines that came from the source.")
         self._received_bytes = self._counter("received_bytes_total", "Bytes of the lines that came from the source.")
@@ -251,19 +171,28 @@ class Metrics:
 
     def _counter(self, name: str, documentation: str) -> Count:
         count = Count()
-        self._families.append(_Family(f"millrace_{name}", documentation, "", count))
+        self._families.append(lambda: CounterMetricFamily(f"millrace_{name}", documentation, count.value))
         return count
 
     def _counters(
         self, name: str, documentation: str, label: str, known: Sequence[str] = (), most: int = 1 << 30
     ) -> Counts:
         counts = Counts(known, most)
-        self._families.append(_Family(f"millrace_{name}", documentation, label, counts))
+        self._families.append(
+            lambda: _filled(CounterMetricFamily(f"millrace_{name}", documentation, labels=[label]), counts.items())
+        )
         return counts
 
     def _histogram(self, name: str, documentation: str, buckets: Sequence[float]) -> Histogram:
         histogram = Histogram(buckets)
-        self._histograms.append((f"millrace_{name}", documentation, histogram))
+        bounds = [*(str(float(bound)) for bound in buckets), "+Inf"]
+
+        def collect() -> Metric:
+            seen = histogram.seen()
+            totals = list(zip(bounds, accumulate(seen.counts), strict=True))
+            return HistogramMetricFamily(f"millrace_{name}", documentation, totals, seen.sum)
+
+        self._families.append(collect)
         return histogram
 
     # The source
@@ -396,8 +325,7 @@ class Metrics:
     # The live page
 
     def look(self) -> Look:
-        """Give the figures of this moment as the live page wants them."""
-        buffer, inside, source = self._read_buffer(), self._read_inside(), self._read_source()
+        """Give the figures of this moment."""
         requests = dict(self._requests.items())
         return Look(
             at=self._wall(),
@@ -406,82 +334,62 @@ class Metrics:
             delivered=int(self._delivered.value),
             duplicate=int(self._duplicate.value),
             dropped=_whole(self._dropped),
-            buffered=buffer.posts,
-            on_disk=buffer.on_disk,
-            buffer_bytes=buffer.bytes,
-            buffer_limit=self._limits[0],
-            journal_bytes=buffer.journal_bytes,
-            journal_limit=self._limits[1],
             connected=self._connected,
             retry_at=self._retry_at,
             signal_at=self._signal_at,
             received_at=self._received_at,
             reconnects=int(self._reconnects.total),
-            gap_seconds=source.gap_seconds,
-            missed=source.posts_missed,
-            backfilled=source.posts_backfilled,
-            month_posts=source.month_posts,
-            month_budget=source.month_budget,
             requests=int(sum(requests.values())),
             retries=int(self._retries.value),
             failed_requests=int(sum(requests[kind.value] for kind in FailureKind)),
             order_violations=int(self._order_violations.value),
             billed_units=int(self._billed_units.value),
             billed_bytes=int(self._billed_bytes.value),
-            mode=inside.mode,
             shard_throttles=_whole(self._shard_throttles),
             shard_records=_whole(self._shard_records),
             shard_bytes=_whole(self._shard_bytes),
-            shards=inside.shards,
-            producer=inside.producer,
-            checks=inside.checks,
-            lag=self._lag,
-            delivery=self._delivery,
-            whole=self._whole,
+            lag=self._lag.seen(),
+            delivery=self._delivery.seen(),
+            whole=self._whole.seen(),
+            buffer=self.read_buffer(),
+            inside=self.read_inside(),
+            source=self.read_source(),
         )
 
     # The scrape
 
-    def limits(self, memory: int, journal: int) -> None:
-        """Tell the bytes that posts may take in memory and on disk; 0 where there is no journal."""
-        self._limits = memory, journal
-
-    def read_buffer_with(self, read: Callable[[], Buffer]) -> None:
-        """Ask `read` at each scrape what is in the buffer; before this call it is empty."""
-        self._read_buffer = read
-
-    def read_inside_with(self, read: Callable[[], Inside]) -> None:
-        """Ask `read` at each scrape how lanes, shards and readiness are; before this call there are none."""
-        self._read_inside = read
-
-    def read_source_with(self, read: Callable[[], SourceFigures]) -> None:
-        """Ask `read` at each scrape how it stands with X; before this call there is nothing to say."""
-        self._read_source = read
-
     def collect(self) -> Iterator[Metric]:
         """Give all series, as the client library's collectors do."""
         for family in self._families:
-            yield family.collect()
-        for name, documentation, histogram in self._histograms:
-            bounds = (*(str(float(bound)) for bound in histogram.bounds), "+Inf")
-            seen = histogram.seen()
-            yield HistogramMetricFamily(
-                name, documentation, list(zip(bounds, accumulate(seen.counts), strict=True)), seen.sum
-            )
-        yield from _tell(self._read_source())
-        yield from self._gauges()
-        yield from _inner(self._read_inside())
-
-    def _gauges(self) -> Iterator[Metric]:
-        buffer = self._read_buffer()
-        memory, journal = self._limits
+            yield family()
+        buffer, inside, source = self.read_buffer(), self.read_inside(), self.read_source()
+        producer = inside.producer
+        for name, documentation, total in (
+            # A scrape during a long outage must see it grow.
+            ("stream_gap_seconds", "Seconds between losing the source and having it again.", source.gap_seconds),
+            (
+                "posts_missed_estimate",
+                "Posts that X had while nobody was connected and that did not come later: rate times time.",
+                source.posts_missed,
+            ),
+            (
+                "posts_backfilled",
+                "Posts that X had while nobody was connected and that came later.",
+                source.posts_backfilled,
+            ),
+        ):
+            yield CounterMetricFamily(f"millrace_{name}_total", documentation, total)
         for name, documentation, value in (
             ("posts_buffered", "Posts that were received and have no outcome yet.", buffer.posts),
             ("posts_on_disk", "Posts of these that wait in the journal only.", buffer.on_disk),
             ("buffer_bytes", "What the posts in the buffer take of memory.", buffer.bytes),
-            ("buffer_limit_bytes", "At this no more are taken into memory: their part of the memory limit.", memory),
+            (
+                "buffer_limit_bytes",
+                "At this no more are taken into memory: their part of the memory limit.",
+                buffer.limit,
+            ),
             ("journal_bytes", "Bytes of the posts in the journal.", buffer.journal_bytes),
-            ("journal_limit_bytes", "The journal's limit; 0 without a journal.", journal),
+            ("journal_limit_bytes", "The journal's limit; 0 without a journal.", buffer.journal_limit),
             ("stream_connected", "1 while the source is connected.", int(self._connected)),
             (
                 "stream_signal_timestamp_seconds",
@@ -490,78 +398,64 @@ class Metrics:
             ),
             ("posts_received_timestamp_seconds", "When the last post came.", self._received_at),
             ("posts_delivered_timestamp_seconds", "When Kinesis last confirmed a post.", self._delivered_at),
+            (
+                "stream_connects_left",
+                "Connects that may be made at once within X's limit of 50 in 15 minutes.",
+                source.connects_left,
+            ),
+            ("month_posts", "Posts that came from X this month, by UTC.", source.month_posts),
+            ("month_posts_budget", "How many may come; 0: no limit.", source.month_budget),
+            ("lanes", "Lanes: slices of shards, each with its own queue.", producer.lanes),
+            ("lanes_in_flight", "Lanes whose record is under way.", producer.lanes_in_flight),
+            ("lanes_backing_off", "Lanes whose record failed and waits to be sent again.", producer.lanes_backing_off),
+            ("put_requests_in_flight", "PutRecords requests under way.", producer.requests_in_flight),
+            ("put_requests_window", "How many may be under way at once.", producer.window),
         ):
             yield GaugeMetricFamily(f"millrace_{name}", documentation, value)
+        for name, documentation, label, values in (
+            (
+                "ready",
+                "1 while a condition of the readiness is met.",
+                "check",
+                [(check_name, int(check.ok)) for check_name, check in inside.checks.items()],
+            ),
+            (
+                "shard_pace_ratio",
+                "Share of a shard's limits that is used at most, from its throttles.",
+                "shard",
+                [(shard.shard_id, shard.share) for shard in inside.shards],
+            ),
+            (
+                "shard_posts_waiting",
+                "Posts of a shard that wait to be confirmed.",
+                "shard",
+                [(shard.shard_id, shard.posts) for shard in inside.shards],
+            ),
+            (
+                "shard_oldest_post_seconds",
+                "Age of the oldest post in memory that waits for a shard.",
+                "shard",
+                [(shard.shard_id, shard.oldest_seconds) for shard in inside.shards],
+            ),
+        ):
+            yield _filled(GaugeMetricFamily(f"millrace_{name}", documentation, labels=[label]), values)
+        trouble = GaugeMetricFamily(
+            "millrace_stream_needs_operator",
+            "1 while no retry can connect to X and somebody must act, with X's words; there is one series.",
+            labels=["reason", "detail"],
+        )
+        trouble.add_metric(source.trouble, int(source.trouble[0] != ""))
+        yield trouble
 
 
 def _whole(counts: Counts) -> dict[str, int]:
     return {value: int(count) for value, count in counts.items()}
 
 
-def _tell(source: SourceFigures) -> Iterator[Metric]:
-    for name, documentation, total in (
-        # A scrape during a long outage must see it grow.
-        ("stream_gap_seconds", "Seconds between losing the source and having it again.", source.gap_seconds),
-        (
-            "posts_missed_estimate",
-            "Posts that X had while nobody was connected and that did not come later: rate times time.",
-            source.posts_missed,
-        ),
-        (
-            "posts_backfilled",
-            "Posts that X had while nobody was connected and that came later.",
-            source.posts_backfilled,
-        ),
-    ):
-        yield CounterMetricFamily(f"millrace_{name}_total", documentation, total)
-    yield GaugeMetricFamily(
-        "millrace_stream_connects_left",
-        "Connects that may be made at once within X's limit of 50 in 15 minutes.",
-        source.connects_left,
-    )
-    yield GaugeMetricFamily("millrace_month_posts", "Posts that came from X this month, by UTC.", source.month_posts)
-    yield GaugeMetricFamily("millrace_month_posts_budget", "How many may come; 0: no limit.", source.month_budget)
-    trouble = GaugeMetricFamily(
-        "millrace_stream_needs_operator",
-        "1 while no retry can connect to X and somebody must act, with X's words; there is one series.",
-        labels=["reason", "detail"],
-    )
-    trouble.add_metric(source.trouble, int(source.trouble[0] != ""))
-    yield trouble
-
-
-def _inner(inside: Inside) -> Iterator[Metric]:
-    producer = inside.producer
-    for name, documentation, value in (
-        ("lanes", "Lanes: slices of shards, each with its own queue.", producer.lanes),
-        ("lanes_in_flight", "Lanes whose record is under way.", producer.lanes_in_flight),
-        ("lanes_backing_off", "Lanes whose record failed and waits to be sent again.", producer.lanes_backing_off),
-        ("put_requests_in_flight", "PutRecords requests under way.", producer.requests_in_flight),
-        ("put_requests_window", "How many may be under way at once.", producer.window),
-    ):
-        yield GaugeMetricFamily(f"millrace_{name}", documentation, value)
-    ready = GaugeMetricFamily("millrace_ready", "1 while a condition of the readiness is met.", labels=["check"])
-    for name, check in inside.checks.items():
-        ready.add_metric([name], int(check.ok))
-    yield ready
-    pace = GaugeMetricFamily(
-        "millrace_shard_pace_ratio",
-        "Share of a shard's limits that is used at most, from its throttles.",
-        labels=["shard"],
-    )
-    batches = GaugeMetricFamily(
-        "millrace_shard_posts_waiting", "Posts of a shard that wait to be confirmed.", labels=["shard"]
-    )
-    oldest = GaugeMetricFamily(
-        "millrace_shard_oldest_post_seconds",
-        "Age of the oldest post in memory that waits for a shard.",
-        labels=["shard"],
-    )
-    for shard in inside.shards:
-        pace.add_metric([shard.shard_id], shard.share)
-        batches.add_metric([shard.shard_id], shard.posts)
-        oldest.add_metric([shard.shard_id], shard.oldest_seconds)
-    yield from (pace, batches, oldest)
+def _filled(family: CounterMetricFamily | GaugeMetricFamily, values: Iterable[tuple[str, float]]) -> Metric:
+    for value, number in values:
+        family.add_metric([value], number)
+    return family
 
 
 def new_registry() -> CollectorRegistry:

@@ -17,13 +17,14 @@ import structlog
 from service.config import ConfigError, Secret, Settings, load
 from service.connections import Connections
 from service.core.gaps import Kept
+from service.core.look import SourceFigures
 from service.core.reconnect import Reason, Reconnect
 from service.core.records import DropReason, Post
 from service.core.rules import Changes, Rule
 from service.core.sources import SOURCES
 from service.core.spend import Spend
 from service.http_client import UnavailableError
-from service.metrics import Metrics, SourceFigures
+from service.metrics import Metrics
 from service.rules import Rules, RulesKeeper, log_changes
 from service.state import StateFile
 from service.stream import Stream

@@ -64,39 +64,26 @@ class Counts:
 
 
 class Seen(NamedTuple):
-    """What a histogram had seen at one moment: counts by bucket, not added up, the last one without a bound."""
+    """
+    What a histogram had seen at one moment.
 
+    Attributes:
+        bounds: the upper bounds of its buckets, rising, without infinity.
+        counts: by bucket, not added up; one more than there are bounds.
+        sum: of all values.
+    """
+
+    bounds: tuple[float, ...]
     counts: tuple[int, ...]
     sum: float
 
-
-class Histogram:
-    """A distribution; `bounds` are the upper bounds of its buckets, rising, without infinity."""
-
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self.bounds = tuple(bounds)
-        self._counts = [0] * (len(bounds) + 1)
-        self._sum = 0.0
-
-    def observe(self, value: float, count: int = 1) -> None:
-        """Count `value`, `count` times. Less than nothing, which skewed clocks bring about, counts as nothing."""
-        value = max(value, 0.0)
-        self._counts[bisect_left(self.bounds, value)] += count
-        self._sum += value * count
-
-    def seen(self) -> Seen:
-        """Give what it has seen so far."""
-        return Seen(tuple(self._counts), self._sum)
-
-    def quantile(self, share: float, since: Seen | None = None) -> float | None:
+    def quantile(self, share: float, since: "Seen") -> float | None:
         """
-        Estimate the value that `share` (0 to 1) of the observations do not exceed, as Prometheus does.
+        Estimate the value that `share` (0 to 1) of what came after `since` does not exceed, as Prometheus does.
 
-        With `since` only what came after it counts. None where nothing came; what lies above all bounds counts as the
-        highest of them.
+        None where nothing came; what lies above all bounds counts as the highest of them.
         """
-        before = since.counts if since else (0,) * len(self._counts)
-        counts = [now - then for now, then in zip(self._counts, before, strict=True)]
+        counts = [now - then for now, then in zip(self.counts, since.counts, strict=True)]
         rank = share * sum(counts)
         if not rank:
             return None
@@ -107,3 +94,22 @@ class Histogram:
             rank -= count
             low = bound
         return self.bounds[-1]
+
+
+class Histogram:
+    """A distribution; `bounds` are the upper bounds of its buckets, rising, without infinity."""
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds = tuple(bounds)
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float, count: int = 1) -> None:
+        """Count `value`, `count` times. Less than nothing, which skewed clocks bring about, counts as nothing."""
+        value = max(value, 0.0)
+        self._counts[bisect_left(self._bounds, value)] += count
+        self._sum += value * count
+
+    def seen(self) -> Seen:
+        """Give what it has seen so far."""
+        return Seen(self._bounds, tuple(self._counts), self._sum)

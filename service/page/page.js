@@ -157,47 +157,47 @@ function drawVerdict() {
 }
 
 function drawFigures() {
-  const { rates, posts, buffer, delay, requests, bill } = frame;
+  const { buffer, producer } = frame;
   setText("source", frame.source === "stdin" ? "standard input" : "X");
-  setText("rate-in", rate(rates.in));
-  setText("rate-out", rate(rates.out));
+  setText("rate-in", rate(frame.in_per_second));
+  setText("rate-out", rate(frame.out_per_second));
 
-  setText("buffered", whole.format(posts.buffered));
-  setText("oldest", posts.buffered ? duration(Math.max(0, ...frame.shards.map((shard) => shard.oldest_seconds))) : "–");
+  setText("buffered", whole.format(buffer.posts));
+  setText("oldest", buffer.posts ? duration(Math.max(0, ...frame.shards.map((shard) => shard.oldest_seconds))) : "–");
   setText("on-disk", buffer.journal_limit ? whole.format(buffer.on_disk) : "–");
   drawBar("memory", buffer.bytes, buffer.limit);
   drawBar("journal", buffer.journal_bytes, buffer.journal_limit);
 
-  setText("delay-x", duration(delay.x));
-  setText("delay-kinesis", duration(delay.kinesis));
-  setText("delay-whole", duration(delay.whole));
+  setText("delay-x", duration(frame.lag_p95));
+  setText("delay-kinesis", duration(frame.delivery_p95));
+  setText("delay-whole", duration(frame.whole_p95));
 
-  setText("in-flight", `${requests.in_flight} of at most ${requests.window}`);
-  setText("requests", whole.format(requests.done));
-  setText("failed-requests", whole.format(requests.failed));
-  setText("retries", whole.format(requests.retries));
-  setText("violations", whole.format(requests.order_violations));
+  setText("in-flight", `${producer.requests_in_flight} of at most ${producer.window}`);
+  setText("requests", whole.format(frame.requests));
+  setText("failed-requests", whole.format(frame.failed_requests));
+  setText("retries", whole.format(frame.retries));
+  setText("violations", whole.format(frame.order_violations));
 
-  const dropped = Object.entries(posts.dropped);
+  const dropped = Object.entries(frame.dropped);
   const droppedInAll = dropped.reduce((sum, [, count]) => sum + count, 0);
-  for (const name of ["received", "recovered", "delivered", "duplicate"]) setText(name, whole.format(posts[name]));
+  for (const name of ["received", "recovered", "delivered", "duplicate"]) setText(name, whole.format(frame[name]));
   setText("dropped", whole.format(droppedInAll));
-  setText("waiting", whole.format(posts.buffered));
+  setText("waiting", whole.format(buffer.posts));
   fill("reasons", dropped.map(([reason, count]) => {
     const item = make("li");
     item.append(make("span", reason), make("span", whole.format(count)));
     return item;
   }));
-  const difference = posts.received + posts.recovered - posts.delivered - posts.duplicate - droppedInAll - posts.buffered;
+  const difference = frame.received + frame.recovered - frame.delivered - frame.duplicate - droppedInAll - buffer.posts;
   setText("balance", difference ? `${whole.format(difference)} posts are not accounted for: report it.` : "✓ The sums agree.");
 
-  const isOnDemand = bill.mode === "ON_DEMAND";
+  const isOnDemand = frame.mode === "ON_DEMAND";
   setText("bill-unit", isOnDemand ? "by the byte, each record rounded up to 1 KB" : "payload units of 25 KB");
-  setText("bill", isOnDemand ? size(bill.bytes) : whole.format(bill.units));
-  const without = bill.units + bill.saved_units;
+  setText("bill", isOnDemand ? size(frame.billed_bytes) : whole.format(frame.billed_units));
+  const without = frame.billed_units + frame.saved_units;
   let saved = "";
-  if (!isOnDemand && bill.saved_units) {
-    saved = `A record a post would be ${whole.format(without)} at least: aggregation saves ${percent(bill.saved_units / without)}.`;
+  if (!isOnDemand && frame.saved_units) {
+    saved = `A record a post would be ${whole.format(without)} at least: aggregation saves ${percent(frame.saved_units / without)}.`;
   }
   setText("saved", saved);
 }
@@ -221,23 +221,23 @@ function drawMeter(name, value, limit, words) {
 }
 
 function drawStream() {
-  const { stream, checks } = frame;
+  const { x, checks } = frame;
   const check = checks.stream;
   const isInput = frame.source === "stdin";
   setText("stream-title", isInput ? "Standard input" : "Connection to X");
   const state = check.ok ? "open" : check.reason === "starting" ? "starting" : "not open";
   setText("stream-state", `${state}, for ${duration(Math.max(0, Math.round(frame.at - check.since)))}`);
-  setText("signal", ago(stream.signal_at, frame.at));
-  setText("last-post", ago(stream.received_at, frame.at));
-  const wait = stream.retry_at - frame.at;
-  setText("retry", stream.retry_at ? (wait > 0.5 ? `in ${duration(Math.ceil(wait))}` : "now") : "–");
-  setText("reconnects", whole.format(stream.reconnects));
-  setText("gap", stream.gap_seconds ? duration(stream.gap_seconds) : "none");
-  setText("missed", whole.format(stream.missed));
-  setText("backfilled", whole.format(stream.backfilled));
+  setText("signal", ago(frame.signal_at, frame.at));
+  setText("last-post", ago(frame.received_at, frame.at));
+  const wait = frame.retry_at - frame.at;
+  setText("retry", frame.retry_at ? (wait > 0.5 ? `in ${duration(Math.ceil(wait))}` : "now") : "–");
+  setText("reconnects", whole.format(frame.reconnects));
+  setText("gap", x.gap_seconds ? duration(x.gap_seconds) : "none");
+  setText("missed", whole.format(x.posts_missed));
+  setText("backfilled", whole.format(x.posts_backfilled));
   at("month-rows").hidden = isInput;
-  const month = whole.format(stream.month_posts);
-  drawMeter("month", stream.month_posts, stream.month_budget, stream.month_budget ? `${month} of ${whole.format(stream.month_budget)}` : month);
+  const month = whole.format(x.month_posts);
+  drawMeter("month", x.month_posts, x.month_budget, x.month_budget ? `${month} of ${whole.format(x.month_budget)}` : month);
 }
 
 // A young daemon has a short past: it fills the width too.
@@ -268,20 +268,15 @@ function drawChart() {
   at("line-out").setAttribute("d", line);
   const gaps = [];
   for (const point of points) {
-    if (previous && !point[4]) gaps.push([Number(x(previous)), Number(x(point))]);
+    if (previous && !point[3]) gaps.push([Number(x(previous)), Number(x(point))]);
     previous = point;
   }
-  fill("gaps", merged(gaps).map(([from, to]) => {
-    const gap = document.createElementNS(SVG, "rect");
-    for (const [name, value] of Object.entries({ x: from, y: 0, width: to - from, height: 100 })) gap.setAttribute(name, value);
-    gap.classList.add("gap");
-    return gap;
-  }));
+  fill("gaps", merged(gaps).map(([from, to]) => makeRectangle(from, 0, to - from, 100)));
   at("gap-key").hidden = !gaps.length;
   setText("chart-top", points.length ? `${whole.format(top)} a second` : "no posts yet");
   const highest = Math.max(0, ...points.map((point) => point[1]));
   at("chart").setAttribute("aria-label",
-    `The last ${minutes()} minutes: now ${rate(frame.rates.in)} in and ${rate(frame.rates.out)} out a second, highest ${rate(highest)} in`);
+    `The last ${minutes()} minutes: now ${rate(frame.in_per_second)} in and ${rate(frame.out_per_second)} out a second, highest ${rate(highest)} in`);
 }
 
 // Looks that are further apart are not joined by a line: nobody looked in between.
@@ -356,8 +351,8 @@ function makeRow(shard) {
   strip.classList.add("strip");
   row.strip = strip;
   for (let place = 0; place < cellCount; place++) {
-    row.shares.push(strip.appendChild(makeCell(place, 0, 10)));
-    row.hits.push(strip.appendChild(makeCell(place, 6, 4)));
+    row.shares.push(strip.appendChild(makeRectangle(place + 0.05, 0, 0.9, 10)));
+    row.hits.push(strip.appendChild(makeRectangle(place + 0.05, 6, 0.9, 4)));
   }
   const cell = make("td");
   cell.append(strip);
@@ -367,10 +362,10 @@ function makeRow(shard) {
   return row;
 }
 
-function makeCell(x, y, height) {
-  const cell = document.createElementNS(SVG, "rect");
-  for (const [name, value] of Object.entries({ x: x + 0.05, y, width: 0.9, height })) cell.setAttribute(name, value);
-  return cell;
+function makeRectangle(x, y, width, height) {
+  const rectangle = document.createElementNS(SVG, "rect");
+  for (const [name, value] of Object.entries({ x, y, width, height })) rectangle.setAttribute(name, value);
+  return rectangle;
 }
 
 function drawLists() {

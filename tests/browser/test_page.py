@@ -19,8 +19,9 @@ from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, Page
 
 from service.admin import Admin, Health
-from service.core.board import Board, Look
+from service.core.board import Board
 from service.core.lanes import ShardState
+from service.core.look import Buffer, Inside, Look, SourceFigures
 from service.core.records import Post
 from service.core.verdict import Check
 from service.metrics import Metrics, new_registry
@@ -46,7 +47,7 @@ class Daemon:
 
     def __init__(self, port: int = 0) -> None:
         self.board = Board({"version": "1.2.3", "source": "filtered", "kinesis_stream": "posts"}, shows_posts=True)
-        self.now = Metrics(new_registry(), lambda: START).look()._replace(buffer_limit=1000)
+        self.now = Metrics(new_registry(), lambda: START).look()._replace(buffer=Buffer(limit=1000))
         self.admin = Admin(
             "127.0.0.1",
             port,
@@ -69,7 +70,7 @@ class Daemon:
                 delivered=before.delivered + rate,
                 received_at=before.at + 1 if rate else before.received_at,
                 signal_at=before.at + 1,
-                **{"connected": True, "checks": WELL, **changes},
+                **{"connected": True, "inside": before.inside._replace(checks=WELL), **changes},
             )
             self.board.add(self.now)
         return self.now
@@ -79,34 +80,36 @@ class Daemon:
         return f"http://127.0.0.1:{self.admin.port}/"
 
 
-def shards(*shares: float) -> list[ShardState]:
-    """Make shards with these paces."""
-    return [ShardState(name, share, int(share < 1), 5, 2.5) for name, share in zip(NAMES, shares, strict=False)]
+def shards(*shares: float) -> Inside:
+    """Have shards with these paces, and be well otherwise."""
+    states = [ShardState(name, share, int(share < 1), 5, 2.5) for name, share in zip(NAMES, shares, strict=False)]
+    return Inside(shards=states, checks=WELL)
 
 
 def flow(daemon: Daemon) -> None:
     """Be well for a minute."""
-    daemon.pass_time(60, shards=shards(1, 1, 1, 1))
+    daemon.pass_time(60, inside=shards(1, 1, 1, 1))
 
 
 def throttle(daemon: Daemon) -> None:
     """Be throttled by one shard of four."""
     flow(daemon)
-    daemon.pass_time(5, shards=shards(1, 0.2, 1, 1), shard_throttles={NAMES[1]: 7})
+    daemon.pass_time(5, inside=shards(1, 0.2, 1, 1), shard_throttles={NAMES[1]: 7})
 
 
 def disconnect(daemon: Daemon) -> None:
     """Lose X, for a reason that an operator must mend."""
     flow(daemon)
     daemon.board.note(START, "X", "unauthorized: X answered 401: Unauthorized; check the token", "bad")
-    lost = {"connected": False, "checks": BROKEN, "retry_at": START + 900, "reconnects": 3, "gap_seconds": 20.0}
-    daemon.pass_time(20, 0, **lost, missed=2000, month_posts=9500, month_budget=10_000)
+    source = SourceFigures(gap_seconds=20.0, posts_missed=2000, month_posts=9500, month_budget=10_000)
+    inside = daemon.now.inside._replace(checks=BROKEN)
+    daemon.pass_time(20, 0, connected=False, inside=inside, source=source, retry_at=START + 900, reconnects=3)
 
 
 def catch_up(daemon: Daemon) -> None:
     """Have posts on disk."""
     flow(daemon)
-    daemon.pass_time(5, on_disk=5000, buffered=6000, buffer_bytes=95, buffer_limit=100, journal_limit=1000)
+    daemon.pass_time(5, buffer=Buffer(posts=6000, on_disk=5000, bytes=95, limit=100, journal_limit=1000))
 
 
 def lose(daemon: Daemon) -> None:
@@ -166,7 +169,7 @@ async def audit(page: Page) -> list[str]:
 class TestStates:
     async def test_before_anything_happened(self, page: Page, daemon: Daemon) -> None:
         """A daemon without a post has no rates, curves or shards, and no empty boxes: each says so in words."""
-        daemon.now = daemon.now._replace(checks=WELL, connected=True)
+        daemon.now = daemon.now._replace(inside=Inside(checks=WELL), connected=True)
         await page.goto(daemon.url)
         await says(page, "Connected, no posts yet")
         await says(page, "0", "#rate-in")
@@ -213,7 +216,7 @@ class TestStates:
         await says(page, "7 posts are not accounted for: report it.", "#balance")
         assert await page.get_attribute("#memory-bar", "aria-valuenow") == "95"
         assert await page.get_attribute("#memory-bar", "data-full") is not None
-        daemon.pass_time(1, buffer_bytes=105)
+        daemon.pass_time(1, buffer=Buffer(bytes=105, limit=100))
         await says(page, "105 B, full at 100 B", "#memory")
 
     async def test_without_a_connection(self, page: Page, daemon: Daemon) -> None:
@@ -282,11 +285,8 @@ class TestTexts:
         line = b'{"data":{"id":"1","author_id":"2"},"includes":{"users":[{"id":"2","username":"%s"}]}}'
         daemon.board.take([Post(line % self.HOSTILE.encode(), self.HOSTILE, b"", 0.0)])
         daemon.board.note(START, self.HOSTILE, self.HOSTILE, "bad")
-        daemon.pass_time(
-            2,
-            shards=[ShardState(self.HOSTILE, 1.0, 0, 0, 0.0)],
-            checks={**WELL, "kinesis": Check(False, self.HOSTILE, START)},
-        )
+        checks = {**WELL, "kinesis": Check(False, self.HOSTILE, START)}
+        daemon.pass_time(2, inside=Inside(shards=[ShardState(self.HOSTILE, 1.0, 0, 0, 0.0)], checks=checks))
         alerts: list[str] = []
         page.on("dialog", lambda dialog: alerts.append(dialog.message))
         await page.goto(daemon.url)
@@ -366,7 +366,7 @@ class TestHands:
         await page.keyboard.press("Space")
         await says(page, "Paused", "#link")
         assert await page.get_attribute("#pause", "aria-pressed") == "true"
-        daemon.pass_time(3, checks=BROKEN)
+        daemon.pass_time(3, inside=Inside(checks=BROKEN))
         # The news has come, and is not drawn.
         await page.wait_for_timeout(300)
         assert await page.text_content("#verdict-title") == "Flowing"

@@ -5,9 +5,9 @@ import re
 from prometheus_client import generate_latest
 
 from service.core.lanes import ShardState
-from service.core.producer import Statistics
+from service.core.look import Inside
 from service.core.verdict import Check
-from service.metrics import Inside, Metrics, new_registry
+from service.metrics import Metrics, new_registry
 
 _SELECTOR = re.compile(r"\b((?:millrace|process)_\w+|up)\b(?:\{([^}]*)\})?")
 _MATCHER = re.compile(r'(\w+)\s*(=~|!~|!=|=)\s*"([^"]*)"')
@@ -17,11 +17,9 @@ def samples() -> dict[str, list[dict[str, str]]]:
     """Return all series of a daemon that has just started with one shard: name -> the labels of each."""
     registry = new_registry()
     metrics = Metrics(registry)
-    producer = Statistics(**dict.fromkeys(Statistics._fields, 0))
     shard = ShardState(**(dict.fromkeys(ShardState._fields, 0) | {"shard_id": "shardId-000000000000"}))  # type: ignore[arg-type]
-    metrics.read_inside_with(
-        lambda: Inside(producer, [shard], dict.fromkeys(("stream", "kinesis", "buffer"), Check(True, "", 0.0)))
-    )
+    checks = dict.fromkeys(("stream", "kinesis", "buffer"), Check(True, "", 0.0))
+    metrics.read_inside = lambda: Inside(shards=[shard], checks=checks)
     metrics.shards([shard.shard_id])
     metrics.disconnected("cut", "", 0.0, True)
     found: dict[str, list[dict[str, str]]] = {"up": [{}]}

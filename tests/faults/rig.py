@@ -28,6 +28,7 @@ from service import config
 from service.admin import Health
 from service.core.board import Board
 from service.core.limits import MIB
+from service.core.look import Buffer
 from service.core.posts import PostReader
 from service.core.producer import Producer
 from service.core.reconnect import Reason
@@ -37,7 +38,7 @@ from service.intake import Intake
 from service.journal import Journal
 from service.journal_file import JournalFile
 from service.kinesis import Kinesis, KinesisError
-from service.metrics import Buffer, Metrics, new_registry
+from service.metrics import Metrics, new_registry
 from service.sender import Sender
 from service.source import Source
 
@@ -108,7 +109,7 @@ class Rig:
                 JournalFile(self.directory), settings.journal_limit, on_shed=self._on_shed
             )
             stack.push_async_callback(self._journal.close)
-            self.metrics.read_buffer_with(self._buffer)
+            self.metrics.read_buffer = self._buffer
             board = Board({}, shows_posts=False)
             source = self.source = Source(
                 settings,
@@ -120,7 +121,7 @@ class Rig:
                 self._rng,
                 self.x.clock.now,
             )
-            self.metrics.read_source_with(source.figures)
+            self.metrics.read_source = source.figures
             kinesis = await stack.enter_async_context(Kinesis(STREAM, region="us-east-1", session=self._session()))
             sender = Sender(
                 self._producer,
@@ -183,9 +184,7 @@ class Rig:
     def _buffer(self) -> Buffer:
         assert self._journal is not None
         inside = self._producer.statistics()
-        return Buffer(
-            inside.posts + self._journal.backlog, inside.bytes, self._journal.held_bytes, self._journal.backlog
-        )
+        return Buffer(posts=inside.posts + self._journal.backlog, bytes=inside.bytes)
 
     # What a test asks
 

@@ -7,8 +7,9 @@ import pytest
 from aiohttp import ClientConnectionError, ClientSession
 
 from service.admin import LISTENERS, Admin, AdminError, Health
+from service.core.look import SourceFigures
 from service.log import Redactor
-from service.metrics import Metrics, SourceFigures, new_registry
+from service.metrics import Metrics, new_registry
 
 LOOPBACK = "127.0.0.1"
 
@@ -195,7 +196,7 @@ class TestPages:
         rig.health.set("stream", ok=False, reason=f"X answered 401 to {secret}")
         rig.figures["words"] = rig.frame["words"] = secret
         figures = SourceFigures(trouble=("unauthorized", secret))
-        rig.metrics.read_source_with(lambda: figures)
+        rig.metrics.read_source = lambda: figures
         for path in ("/readyz", "/status", "/metrics"):
             _, _, text = await rig.ask(path, headers={"Accept-Encoding": "gzip"})
             assert "***" in text

@@ -36,10 +36,10 @@ async def test_the_limit_that_is_told_is_where_the_room_ends() -> None:
     producer.on_shards([Shard("a", 0, HASH_KEYS - 1)], 0.0)
     while producer.has_room:
         look = daemon._metrics.look()
-        assert look.buffer_bytes < look.buffer_limit
+        assert look.buffer.bytes < look.buffer.limit
         producer.offer([Post(b"x" * 1000, "1", b"key", 0.0)], 0.0)
     look = daemon._metrics.look()
-    assert look.buffer_bytes >= look.buffer_limit
+    assert look.buffer.bytes >= look.buffer.limit
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service.core.gaps import SNOWFLAKE_EPOCH
 from service.core.lanes import ShardState
+from service.core.look import Buffer, Inside, SourceFigures
 from service.core.producer import Statistics
 from service.core.reconnect import Reason
 from service.core.records import (
@@ -20,7 +21,7 @@ from service.core.records import (
     SealReason,
 )
 from service.core.verdict import Check
-from service.metrics import Buffer, Inside, Metrics, SourceFigures, new_registry
+from service.metrics import Metrics, new_registry
 
 # Dashboards and alerts rely on these names; the parser gives counters without their _total.
 FAMILIES = {
@@ -134,7 +135,7 @@ class TestExposition:
         """Each family has help and a type, only counters end in _total, and there are no series of birth times."""
         shards = [ShardState("shardId-000000000000", 1.0, 0, 0, 0.0)]
         metrics.shards(["shardId-000000000000"])
-        metrics.read_inside_with(lambda: Inside(Statistics(0, 0, 1, 0, 0, 0, 8), shards, {"stream": WELL}))
+        metrics.read_inside = lambda: Inside(shards=shards, checks={"stream": WELL})
         families = list(text_string_to_metric_families(generate_latest(registry).decode()))
         ours = [family for family in families if family.name.startswith("millrace_")]
         assert {family.name.removeprefix("millrace_") for family in ours} == FAMILIES
@@ -179,7 +180,7 @@ class TestPosts:
     def test_sum(self, metrics: Metrics, scraper: Scraper) -> None:
         """Received is delivered, dropped and buffered together, after each step."""
         buffered = 0
-        metrics.read_buffer_with(lambda: Buffer(buffered, buffered * 100))
+        metrics.read_buffer = lambda: Buffer(posts=buffered, bytes=buffered * 100)
         assert scraper.balance() == 0
         metrics.received(10, 1000)
         buffered = 10
@@ -200,7 +201,7 @@ class TestPosts:
     def test_sum_over_a_restart(self, metrics: Metrics, scraper: Scraper) -> None:
         """Posts of an earlier run enter the sum as recovered; those that were lost one and all leave it as dropped."""
         buffered = 0
-        metrics.read_buffer_with(lambda: Buffer(buffered, 0, buffered * 100))
+        metrics.read_buffer = lambda: Buffer(posts=buffered, journal_bytes=buffered * 100)
         metrics.recovered(10)
         buffered = 10
         assert scraper.balance() == 0
@@ -213,12 +214,6 @@ class TestPosts:
         assert scraper.value("posts_received_total") == 0
         assert scraper.value("posts_dropped_total", reason="disk_failed") == 5
         assert scraper.value("journal_bytes") == 200
-
-    def test_a_buffer_without_a_journal(self, metrics: Metrics, scraper: Scraper) -> None:
-        """Its bytes are those of memory, and the journal has none."""
-        assert scraper.value("journal_bytes") == 0
-        metrics.read_buffer_with(lambda: Buffer(1, 500))
-        assert (scraper.value("buffer_bytes"), scraper.value("journal_bytes")) == (500, 0)
 
     def test_sum_can_fail(self, metrics: Metrics, scraper: Scraper) -> None:
         """A post that is lost without a report shows in the sum."""
@@ -274,7 +269,7 @@ class TestSource:
     def test_what_it_asks_the_source(self, metrics: Metrics, scraper: Scraper) -> None:
         """Gaps, what they cost, and the posts of the month are looked up at each scrape."""
         assert scraper.value("stream_gap_seconds_total") == 0
-        metrics.read_source_with(lambda: SourceFigures(8.5, 300, 250, 12_000, 3_000_000, ("", ""), 17))
+        metrics.read_source = lambda: SourceFigures(8.5, 300, 250, 12_000, 3_000_000, ("", ""), 17)
         assert scraper.value("stream_connects_left") == 17
         assert scraper.value("stream_gap_seconds_total") == 8.5
         assert scraper.value("posts_missed_estimate_total") == 300
@@ -286,7 +281,7 @@ class TestSource:
     def test_what_somebody_must_act_on(self, metrics: Metrics, scraper: Scraper) -> None:
         """One series with the words of X, for as long as it is so."""
         words = 'X answered 402: CreditsDepleted: "no credits"\\n'
-        metrics.read_source_with(lambda: SourceFigures(trouble=("payment_required", words)))
+        metrics.read_source = lambda: SourceFigures(trouble=("payment_required", words))
         assert scraper.value("stream_needs_operator", reason="payment_required", detail=words) == 1
         assert len(scraper.labels("stream_needs_operator", "reason")) == 1
 
@@ -294,7 +289,7 @@ class TestSource:
         """A post that came before has come and is out again in the same step."""
         metrics.received(10, 1000)
         metrics.duplicate(4)
-        metrics.read_buffer_with(lambda: Buffer(6, 600))
+        metrics.read_buffer = lambda: Buffer(posts=6)
         assert scraper.value("posts_duplicate_total") == 4
         assert scraper.balance() == 0
 
@@ -396,7 +391,7 @@ class TestInside:
         assert scraper.labels("ready", "check") == set()
         producer = Statistics(7, 700, 2, 1, 1, 1, 8)
         shards = [ShardState("a", 0.7, 1, 3, 2.5), ShardState("b", 1.0, 0, 0, 0.0)]
-        metrics.read_inside_with(lambda: Inside(producer, shards, {"stream": WELL, "kinesis": BAD}))
+        metrics.read_inside = lambda: Inside(producer, shards, {"stream": WELL, "kinesis": BAD})
         assert [scraper.value(f"lanes{name}") for name in ("", "_in_flight", "_backing_off")] == [2, 1, 1]
         assert (scraper.value("put_requests_in_flight"), scraper.value("put_requests_window")) == (1, 8)
         assert (scraper.value("ready", check="stream"), scraper.value("ready", check="kinesis")) == (1, 0)
@@ -404,13 +399,14 @@ class TestInside:
         assert scraper.value("shard_posts_waiting", shard="a") == 3
         assert scraper.value("shard_oldest_post_seconds", shard="a") == 2.5
 
-    def test_limits(self, metrics: Metrics, scraper: Scraper) -> None:
-        """What the buffer may take stands beside what it takes."""
-        metrics.limits(1000, 5000)
-        metrics.read_buffer_with(lambda: Buffer(9, 500, 700, 4))
+    def test_the_buffer(self, metrics: Metrics, scraper: Scraper) -> None:
+        """What it may take stands beside what it takes."""
+        metrics.read_buffer = lambda: Buffer(
+            posts=9, on_disk=4, bytes=500, limit=1000, journal_bytes=7, journal_limit=8
+        )
+        assert (scraper.value("posts_buffered"), scraper.value("posts_on_disk")) == (9, 4)
         assert (scraper.value("buffer_bytes"), scraper.value("buffer_limit_bytes")) == (500, 1000)
-        assert (scraper.value("journal_bytes"), scraper.value("journal_limit_bytes")) == (700, 5000)
-        assert scraper.value("posts_on_disk") == 4
+        assert (scraper.value("journal_bytes"), scraper.value("journal_limit_bytes")) == (7, 8)
 
     def test_loop(self, metrics: Metrics, scraper: Scraper) -> None:
         """How late the loop's timers come is a histogram."""
@@ -421,22 +417,19 @@ class TestInside:
 
 def test_a_look(metrics: Metrics) -> None:
     """The live page sees the same figures as a scrape, as plain values."""
-    metrics.limits(1000, 5000)
-    metrics.read_buffer_with(lambda: Buffer(3, 300, 700, 2))
+    buffer, source = Buffer(posts=3, on_disk=2), SourceFigures(4.0)
+    inside = Inside(shards=[ShardState("a", 0.7, 1, 3, 2.5)], checks={"stream": WELL}, mode="ON_DEMAND")
+    metrics.read_buffer, metrics.read_inside, metrics.read_source = lambda: buffer, lambda: inside, lambda: source
     metrics.shards(["a"])
-    shards = [ShardState("a", 0.7, 1, 3, 2.5)]
-    metrics.read_inside_with(lambda: Inside(Statistics(3, 300, 1, 1, 0, 1, 8), shards, {"stream": WELL}, "ON_DEMAND"))
     metrics.received(9, 900)
     metrics.outcomes([Outcome(posts(5)), Outcome(posts(1), DropReason.REFUSED)], 1.0)
     answer = [RecordResult("a", "1"), RecordResult(error_code="InternalFailure")]
     metrics.request_done(request([100, 100]), 0.03, answer)
     metrics.request_done(request([100]), 0.03, RequestFailure(FailureKind.UNKNOWN, "500", "it failed"))
     metrics.disconnected("stall", "", 0.0, True)
-    metrics.read_source_with(lambda: SourceFigures(4.0))
     look = metrics.look()
-    assert (look.received, look.delivered, look.dropped["refused"], look.buffered, look.on_disk) == (9, 5, 1, 3, 2)
-    assert (look.buffer_bytes, look.buffer_limit, look.journal_bytes, look.journal_limit) == (300, 1000, 700, 5000)
+    assert (look.received, look.delivered, look.dropped["refused"]) == (9, 5, 1)
     assert (look.requests, look.failed_requests, look.billed_units, look.billed_bytes) == (2, 1, 1, 1024)
     assert (look.shard_records, look.shard_bytes, look.shard_throttles) == ({"a": 1}, {"a": 100}, {"a": 0})
-    assert (look.connected, look.reconnects, look.gap_seconds) == (False, 1, 4)
-    assert (look.mode, look.shards, look.checks) == ("ON_DEMAND", shards, {"stream": WELL})
+    assert (look.connected, look.reconnects) == (False, 1)
+    assert (look.buffer, look.inside, look.source) == (buffer, inside, source)

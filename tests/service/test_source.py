@@ -56,7 +56,7 @@ class Rig:
             self.tokens.append,
             Random(1),
         )
-        metrics.read_source_with(self.source.figures)
+        metrics.read_source = self.source.figures
         self._reader = PostReader()
 
     def take(self, lines: list[bytes]) -> list[bytes]:

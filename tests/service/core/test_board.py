@@ -1,17 +1,20 @@
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 
-from service.core.board import CELL_SECONDS, CELLS, EVENTS, LOOKS, POSTS, ROWS, Board, Look
+from service.core.board import CELL_SECONDS, CELLS, EVENTS, LOOKS, POSTS, ROWS, Board
 from service.core.figures import Histogram
 from service.core.lanes import ShardState
-from service.core.producer import Statistics
+from service.core.look import Buffer, Inside, Look, SourceFigures
 from service.core.records import Post
 from service.core.verdict import Check
 
 START = 1_700_000_000.0
 SHARD = "shardId-000000000000"
+WELL = {name: Check(True, "", START) for name in ("stream", "kinesis", "buffer")}
+NO_DELAY = Histogram((1, 2)).seen()
 NOTHING = Look(
     at=START,
     received=0,
@@ -19,44 +22,34 @@ NOTHING = Look(
     delivered=0,
     duplicate=0,
     dropped={},
-    buffered=0,
-    on_disk=0,
-    buffer_bytes=0,
-    buffer_limit=1000,
-    journal_bytes=0,
-    journal_limit=0,
     connected=True,
     retry_at=0.0,
     signal_at=0.0,
     received_at=0.0,
     reconnects=0,
-    gap_seconds=0.0,
-    missed=0,
-    backfilled=0,
-    month_posts=0,
-    month_budget=0,
     requests=0,
     retries=0,
     failed_requests=0,
     order_violations=0,
     billed_units=0,
     billed_bytes=0,
-    mode="PROVISIONED",
     shard_throttles={},
     shard_records={},
     shard_bytes={},
-    shards=[],
-    producer=Statistics(0, 0, 1, 0, 0, 0, 8),
-    checks={name: Check(True, "", START) for name in ("stream", "kinesis", "buffer")},
-    lag=Histogram((1, 2)),
-    delivery=Histogram((1, 2)),
-    whole=Histogram((1, 2)),
+    lag=NO_DELAY,
+    delivery=NO_DELAY,
+    whole=NO_DELAY,
+    buffer=Buffer(),
+    inside=Inside(checks=WELL),
+    source=SourceFigures(),
 )
 
 
-def look(second: float, **changes: Any) -> Look:
+def look(
+    second: float, *, shards: Sequence[ShardState] = (), checks: Mapping[str, Check] = WELL, **changes: Any
+) -> Look:
     """Make a look some seconds after the start."""
-    return NOTHING._replace(at=START + second, **changes)
+    return NOTHING._replace(at=START + second, inside=Inside(shards=shards, checks=checks), **changes)
 
 
 def board(*, shows_posts: bool = False) -> Board:
@@ -79,9 +72,9 @@ def test_before_the_first_look() -> None:
     """A page that is opened at once gets a frame without rates and points, and with what does not change."""
     found = frame(board(), NOTHING)
     assert found["version"] == "1"
-    assert found["rates"] == {"in": 0, "out": 0}
+    assert (found["in_per_second"], found["out_per_second"]) == (0, 0)
     assert found["points"] == []
-    assert found["delay"] == {"x": None, "kinesis": None, "whole": None}
+    assert (found["lag_p95"], found["delivery_p95"], found["whole_p95"]) == (None, None, None)
     assert board().history()["points"] == []
     assert board().history()["cells"] == {}
 
@@ -90,12 +83,12 @@ def test_rates() -> None:
     """They are the mean of the last five seconds; the curve has each second."""
     page = board()
     for second in range(8):
-        page.add(look(second, received=100 * second, delivered=90 * second, buffered=10 * second))
-    found = frame(page, look(8, received=800, delivered=720, buffered=80))
-    assert found["rates"] == {"in": 100, "out": 90}
-    assert found["points"][-1] == [START + 7, 100, 90, 70, True]
+        page.add(look(second, received=100 * second, delivered=90 * second))
+    found = frame(page, look(8, received=800, delivered=720))
+    assert (found["in_per_second"], found["out_per_second"]) == (100, 90)
+    assert found["points"][-1] == [START + 7, 100, 90, True]
     points: Any = page.history()["points"]
-    assert points[0] == (START, 0, 0, 0, True)
+    assert points[0] == (START, 0, 0, True)
 
 
 def test_the_curve_ends() -> None:
@@ -118,11 +111,12 @@ def test_a_clock_that_is_set_back() -> None:
 def test_delays() -> None:
     """They are those of the last minute; what was before does not count."""
     page = board()
-    NOTHING.lag.observe(0.5, 1000)
+    lag = Histogram((1, 2))
+    lag.observe(0.5, 1000)
     for second in range(70):
-        page.add(look(second))
-    NOTHING.lag.observe(1.5, 10)
-    assert frame(page, look(70))["delay"]["x"] == pytest.approx(1.95)
+        page.add(look(second, lag=lag.seen()))
+    lag.observe(1.5, 10)
+    assert frame(page, look(70, lag=lag.seen()))["lag_p95"] == pytest.approx(1.95)
 
 
 def test_cells() -> None:
@@ -200,14 +194,14 @@ def test_draining() -> None:
     """The page is told that the source is closed for good."""
     page = board()
     page.closing = True
-    assert frame(page, look(0, buffered=3))["conditions"][0]["state"] == "draining"
+    assert frame(page, look(0, buffer=Buffer(posts=3)))["conditions"][0]["state"] == "draining"
 
 
 def test_the_bill() -> None:
     """What aggregation saves is what a record a post would cost more, at the least."""
-    found = frame(board(), look(0, delivered=1000, billed_units=80, billed_bytes=4096))["bill"]
-    assert found == {"mode": "PROVISIONED", "units": 80, "bytes": 4096, "saved_units": 920}
-    assert frame(board(), look(0, delivered=10, billed_units=80))["bill"]["saved_units"] == 0
+    found = frame(board(), look(0, delivered=1000, billed_units=80, billed_bytes=4096))
+    assert (found["billed_units"], found["billed_bytes"], found["saved_units"]) == (80, 4096, 920)
+    assert frame(board(), look(0, delivered=10, billed_units=80))["saved_units"] == 0
 
 
 def test_a_line_of_the_log() -> None:
@@ -215,13 +209,12 @@ def test_a_line_of_the_log() -> None:
     page = board()
     for second in range(30):
         page.add(look(second, received=100 * second, delivered=90 * second, received_at=START + second))
-    line = page.summary(
-        look(30, received=3000, delivered=2700, received_at=START + 30, buffered=7, dropped={"refused": 2})
-    )
+    now = look(30, received=3000, delivered=2700, buffer=Buffer(posts=7), dropped={"refused": 2})
+    line = page.summary(now)
     assert (line["in_per_second"], line["out_per_second"]) == (100, 90)
     assert (line["received"], line["delivered"], line["dropped"], line["buffered"]) == (3000, 2700, 2, 7)
     assert line["state"] == "dropping"
-    assert "in_per_second" not in board().summary(look(0))
+    assert board().summary(look(0))["in_per_second"] == 0
 
 
 class TestEvents:

@@ -1,11 +1,6 @@
 from service.core.figures import OTHER, Count, Counts, Histogram
 
 
-def counts_of(histogram: Histogram) -> tuple[int, ...]:
-    """Give what is in each bucket."""
-    return histogram.seen().counts
-
-
 def test_a_count_grows() -> None:
     """By one, or by what is told."""
     count = Count()
@@ -43,45 +38,36 @@ class TestHistogram:
         histogram = Histogram((1, 2))
         for value in (1.0, 1.5, 2.0, 3.0):
             histogram.observe(value)
-        assert counts_of(histogram) == (1, 2, 1)
-        assert histogram.seen().sum == 7.5
+        assert histogram.seen() == ((1, 2), (1, 2, 1), 7.5)
 
     def test_many_at_once(self) -> None:
         """The same value may be told for many."""
         histogram = Histogram((1, 2))
         histogram.observe(1.5, 40)
-        assert histogram.seen() == ((0, 40, 0), 60.0)
+        assert histogram.seen() == ((1, 2), (0, 40, 0), 60.0)
 
     def test_below_nothing(self) -> None:
         """A negative duration, from clocks that disagree, counts as zero and keeps the sum from falling."""
         histogram = Histogram((1, 2))
         histogram.observe(-5.0, 3)
-        assert histogram.seen() == ((3, 0, 0), 0.0)
+        assert histogram.seen() == ((1, 2), (3, 0, 0), 0.0)
 
     def test_quantile(self) -> None:
-        """Within a bucket it is as far as the rank is, as with Prometheus."""
+        """Within a bucket it is as far as the rank is, as with Prometheus; above all of them it is the last bound."""
         histogram = Histogram((1, 2, 4))
+        nothing = histogram.seen()
         histogram.observe(0.5, 50)
         histogram.observe(3.0, 50)
-        assert histogram.quantile(0.25) == 0.5
-        assert histogram.quantile(0.5) == 1.0
-        assert histogram.quantile(0.75) == 3.0
+        seen = histogram.seen()
+        assert [seen.quantile(share, nothing) for share in (0.25, 0.5, 0.75)] == [0.5, 1.0, 3.0]
+        histogram.observe(100.0, 900)
+        assert histogram.seen().quantile(0.95, nothing) == 4
 
-    def test_quantile_above_all_bounds(self) -> None:
-        """It is the highest bound: more is not known."""
-        histogram = Histogram((1, 2))
-        histogram.observe(100.0)
-        assert histogram.quantile(0.95) == 2
-
-    def test_quantile_of_nothing(self) -> None:
-        """There is none."""
-        assert Histogram((1, 2)).quantile(0.5) is None
-
-    def test_quantile_since(self) -> None:
-        """What was seen before does not count."""
+    def test_quantile_of_lately(self) -> None:
+        """What was seen before does not count, and of nothing there is none."""
         histogram = Histogram((1, 2))
         histogram.observe(0.5, 1000)
         before = histogram.seen()
-        assert histogram.quantile(0.5, before) is None
+        assert before.quantile(0.5, before) is None
         histogram.observe(1.5, 2)
-        assert histogram.quantile(0.5, before) == 1.5
+        assert histogram.seen().quantile(0.5, before) == 1.5
