@@ -24,7 +24,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from service import __version__
 from service.config import ConfigError, Settings, describe, load, markdown
@@ -34,8 +34,8 @@ from service.core.records import DropReason
 GC_THRESHOLD = 50_000
 
 
-def main(arguments: list[str]) -> int:
-    """Run one command and return its exit code."""
+def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Run one command in this environment and return its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m service", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> int:
         print(markdown(), end="")
         return 0
     try:
-        settings = load(os.environ)
+        settings = load(environ)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
@@ -74,23 +74,25 @@ def main(arguments: list[str]) -> int:
             return _health(settings)
         case "letters":
             return _letters(settings, options.reason)
-        case "check":
-            from service import check  # noqa: PLC0415 - asking for health must not cost a second of imports
-
-            return asyncio.run(check.check(settings, os.environ))
-        case "rules":
-            from service import check  # noqa: PLC0415 - as above
-
-            return asyncio.run(check.rules(settings, apply=options.apply, all_owners=options.all_owners))
-        case "gaps":
-            from service import check  # noqa: PLC0415 - as above
-
-            return check.gaps(settings)
+        case "check" | "rules" | "gaps":
+            return _ask(settings, environ, options)
         case _:
-            return _run(settings)
+            return _run(settings, environ)
 
 
-def _run(settings: Settings) -> int:
+def _ask(settings: Settings, environ: Mapping[str, str], options: argparse.Namespace) -> int:
+    from service import check  # noqa: PLC0415 - asking for health must not cost a second of imports
+
+    match options.command:
+        case "check":
+            return asyncio.run(check.check(settings, environ))
+        case "rules":
+            return asyncio.run(check.rules(settings, apply=options.apply, all_owners=options.all_owners))
+        case _:
+            return check.gaps(settings)
+
+
+def _run(settings: Settings, environ: Mapping[str, str]) -> int:
     from service.app import Daemon, StartError  # noqa: PLC0415 - as above
 
     # Journal and dead letters hold posts: no other user of the machine is to read them.
@@ -102,16 +104,13 @@ def _run(settings: Settings) -> int:
     code = 0
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(Daemon(settings, os.environ).run())
+            runner.run(Daemon(settings, environ).run())
     except* StartError as group:
         code = 1
-        errors: list[BaseException] = [group]
-        while errors:
-            error = errors.pop()
-            if isinstance(error, BaseExceptionGroup):
-                errors += error.exceptions
-            else:
-                print(error, file=sys.stderr)
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            (error,) = error.exceptions
+        print(error, file=sys.stderr)
     return code
 
 
@@ -124,7 +123,9 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 def _health(settings: Settings) -> int:
-    url = f"http://{_local(settings.http_host)}:{settings.http_port}/readyz"
+    # Where a server listens on all addresses, a client connects to one of them.
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.http_host, settings.http_host)  # noqa: S104
+    url = f"http://{host}:{settings.http_port}/readyz"
     try:
         report = json.load(urllib.request.urlopen(url, timeout=3))
     except urllib.error.HTTPError as error:
@@ -157,9 +158,5 @@ def _letters(settings: Settings, reasons: list[str]) -> int:
     return 0
 
 
-def _local(host: str) -> str:
-    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104 - compared, not bound
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:], os.environ))

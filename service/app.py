@@ -11,7 +11,6 @@ and a code that is not 0.
 import asyncio
 import random
 import signal
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
@@ -68,12 +67,13 @@ class Daemon:
     One run of the daemon.
 
     `environ` is where the settings came from; it is asked for AWS_REGION, which botocore does not read, and again for
-    the rules when they may have changed.
+    the rules when they may have changed. `stdin` is the descriptor of standard input.
     """
 
-    def __init__(self, settings: Settings, environ: Mapping[str, str]) -> None:
+    def __init__(self, settings: Settings, environ: Mapping[str, str], stdin: int = 0) -> None:
         self._settings = settings
         self._environ = environ
+        self._stdin = stdin
         self._region = environ.get("AWS_REGION") or None
         self._started_at = time.time()
         self._rng = random.Random()  # noqa: S311 - jitter, not secrets
@@ -249,7 +249,7 @@ class Daemon:
         if self._source is None:
             self._metrics.connected()
             self._health.set("stream", ok=True)
-            await Stdin(sys.stdin.fileno(), intake.take, intake.reject, intake.room).run()
+            await Stdin(self._stdin, intake.take, intake.reject, intake.room).run()
             return
         try:
             await self._source.run(intake)

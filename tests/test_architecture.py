@@ -55,8 +55,6 @@ TESTED_ELSEWHERE = {
     "local/demo.py": PIPELINE,
     "local/pipeline.py": PIPELINE,
     "processor/__main__.py": "tests/processor/test_console.py",
-    "service/app.py": PIPELINE,
-    "service/source.py": "tests/service/test_source.py",
 }
 
 

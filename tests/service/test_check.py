@@ -1,6 +1,6 @@
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from email.utils import formatdate
 from pathlib import Path
@@ -19,6 +19,8 @@ from service.core.gaps import Gap, Kept
 from service.core.limits import MIB
 from service.state import StateFile
 
+pytestmark = pytest.mark.usefixtures("own_aws")
+
 TOKEN = "a-token"
 
 
@@ -31,21 +33,6 @@ def said(capsys: pytest.CaptureFixture[str]) -> Callable[[], dict[str, str]]:
         return {line[:14].strip(): line[15:] for line in lines}
 
     return read
-
-
-@pytest.fixture(autouse=True)
-def _no_aws_of_the_machine() -> Iterator[None]:
-    """Let botocore find the credentials of the stand-in, and no others."""
-    before = dict(os.environ)
-    os.environ |= {
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_CONFIG_FILE": os.devnull,
-        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-    }
-    yield
-    os.environ.clear()
-    os.environ.update(before)
 
 
 async def run(x: XApi, stream: str = "posts", **settings: str) -> int:

@@ -1,7 +1,6 @@
 import io
 import json
 import logging
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -9,6 +8,8 @@ import pytest
 import structlog
 
 from service.log import Redactor, configure
+
+pytestmark = pytest.mark.usefixtures("own_logging")
 
 TOKEN = "AAAA%2Fnever-to-be-seen"
 
@@ -45,16 +46,6 @@ class Output:
     @property
     def events(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.text.splitlines()]
-
-
-@pytest.fixture(autouse=True)
-def _as_it_was() -> Iterator[None]:
-    """Leave the process's logging as it was found."""
-    handlers = logging.getLogger().handlers[:]
-    yield
-    logging.getLogger().handlers[:] = handlers
-    structlog.reset_defaults()
-    structlog.contextvars.clear_contextvars()
 
 
 @pytest.fixture

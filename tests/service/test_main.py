@@ -1,13 +1,17 @@
 import asyncio
+import gc
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
+
+import pytest
 
 from service import __version__
+from service.__main__ import main
 from service.admin import Admin, Health
 from service.config import markdown
 from service.core.records import DropReason
@@ -16,8 +20,6 @@ from service.metrics import new_registry
 
 ROOT = Path(__file__).parents[2]
 STDIN = {"MILLRACE_STREAM": "posts", "MILLRACE_SOURCE": "stdin"}
-# So that nothing of the machine's own AWS configuration is found.
-NO_AWS = {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull, "AWS_EC2_METADATA_DISABLED": "true"}
 
 
 class Ended(NamedTuple):
@@ -28,29 +30,42 @@ class Ended(NamedTuple):
     err: str
 
 
-def millrace(*arguments: str, environ: Mapping[str, str]) -> Ended:
-    """Run a command of the daemon as its users do, with this environment and no other."""
+class Command(Protocol):
+    """Runs a command of the daemon with these arguments, in this environment and no other."""
+
+    def __call__(self, *arguments: str, environ: Mapping[str, str]) -> Ended: ...
+
+
+@pytest.fixture
+def millrace(capsysbinary: pytest.CaptureFixture[bytes], own_aws: None, own_logging: None) -> Iterator[Command]:
+    """Give what runs a command, and leave the process as it was found."""
+
+    def run(*arguments: str, environ: Mapping[str, str]) -> Ended:
+        try:
+            code = main(arguments, environ)
+        except SystemExit as end:
+            code = int(end.code or 0)
+        out, err = capsysbinary.readouterr()
+        # Dead letters may be any bytes.
+        return Ended(code, out.decode(errors="surrogateescape"), err.decode())
+
+    mask = os.umask(0o077)
+    thresholds = gc.get_threshold()
+    yield run
+    os.umask(mask)
+    gc.set_threshold(*thresholds)
+    gc.unfreeze()
+
+
+def test_as_a_program() -> None:
+    """What its users run; the version needs no configuration."""
     done = subprocess.run(
-        [sys.executable, "-m", "service", *arguments],
-        cwd=ROOT,
-        env=dict(environ),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        errors="surrogateescape",  # dead letters may be any bytes
-        timeout=50,
-        check=False,
+        [sys.executable, "-m", "service", "--version"], cwd=ROOT, env={}, capture_output=True, timeout=50, check=False
     )
-    return Ended(done.returncode, done.stdout, done.stderr)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"Millrace {__version__}\n".encode(), b"")
 
 
-def test_version() -> None:
-    """It needs no configuration."""
-    assert millrace("--version", environ={}) == (0, f"Millrace {__version__}\n", "")
-
-
-def test_run_is_the_default_and_reports_all_faults_at_once() -> None:
+def test_run_is_the_default_and_reports_all_faults_at_once(millrace: Command) -> None:
     """A configuration that cannot be used ends with code 2 and a line for each thing to mend, before anything else."""
     code, out, err = millrace(environ={"MILLRACE_STREM": "posts", "MILLRACE_MEMORY_LIMIT": "much"})
     assert (code, out) == (2, "")
@@ -63,7 +78,7 @@ def test_run_is_the_default_and_reports_all_faults_at_once() -> None:
     ]
 
 
-def test_config_shows_what_is_in_effect_without_secrets() -> None:
+def test_config_shows_what_is_in_effect_without_secrets(millrace: Command) -> None:
     """Defaults and settings, one a line; a secret is a row of stars."""
     code, out, err = millrace(
         "config", environ={"MILLRACE_STREAM": "posts", "MILLRACE_BEARER_TOKEN": "very-secret", "MILLRACE_RULES": "猫"}
@@ -77,12 +92,12 @@ def test_config_shows_what_is_in_effect_without_secrets() -> None:
     assert "very-secret" not in out
 
 
-def test_config_markdown_is_the_page_of_the_documentation() -> None:
+def test_config_markdown_is_the_page_of_the_documentation(millrace: Command) -> None:
     """It needs no configuration."""
     assert millrace("config", "--markdown", environ={}) == (0, markdown(), "")
 
 
-def test_health_without_a_daemon() -> None:
+def test_health_without_a_daemon(millrace: Command) -> None:
     """A line that names the settings, and code 1."""
     with socket.socket() as free:
         # Bound but not listening: nobody else can take this port, and nobody answers.
@@ -95,7 +110,7 @@ def test_health_without_a_daemon() -> None:
     assert "MILLRACE_HTTP_PORT" in line
 
 
-async def test_health_of_a_daemon_that_is_not_ready() -> None:
+async def test_health_of_a_daemon_that_is_not_ready(millrace: Command) -> None:
     """It lives, so the code is 0: a restart would not help; what is wrong is printed."""
     health = Health(["stream", "kinesis"])
     health.set("kinesis", ok=True)
@@ -110,29 +125,29 @@ async def test_health_of_a_daemon_that_is_not_ready() -> None:
     assert kinesis.startswith("kinesis  ok  (since ")
 
 
-def test_run_on_a_port_that_is_taken() -> None:
+def test_run_on_a_port_that_is_taken(millrace: Command) -> None:
     """It does not start: a line that names the setting, and code 1."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        code, _, err = millrace(environ=STDIN | NO_AWS | {"MILLRACE_HTTP_PORT": str(port), "MILLRACE_JOURNAL": "off"})
+        code, _, err = millrace(environ=STDIN | {"MILLRACE_HTTP_PORT": str(port), "MILLRACE_JOURNAL": "off"})
     assert code == 1
     (line,) = err.splitlines()
     assert "MILLRACE_HTTP_PORT" in line
 
 
-def test_run_without_a_region() -> None:
+def test_run_without_a_region(millrace: Command) -> None:
     """What AWS needs is asked for before anything is read: a line that names the variable, and code 1."""
-    code, _, err = millrace("run", environ=STDIN | NO_AWS | {"MILLRACE_HTTP_PORT": "0", "MILLRACE_JOURNAL": "off"})
+    code, _, err = millrace("run", environ=STDIN | {"MILLRACE_HTTP_PORT": "0", "MILLRACE_JOURNAL": "off"})
     assert code == 1
     (line,) = err.splitlines()
     assert "AWS_REGION" in line
 
 
-def test_check_tells_good_from_bad() -> None:
+def test_check_tells_good_from_bad(millrace: Command) -> None:
     """A line for each thing that run needs, as far as one stands on another, and code 1 if one of them is missing."""
-    code, out, err = millrace("check", environ=STDIN | NO_AWS | {"MILLRACE_JOURNAL": "off", "MILLRACE_HTTP_PORT": "0"})
+    code, out, err = millrace("check", environ=STDIN | {"MILLRACE_JOURNAL": "off", "MILLRACE_HTTP_PORT": "0"})
     assert (code, err) == (1, "")
     configuration, disk, port, credentials = out.splitlines()
     assert configuration == "configuration  ok: source stdin, stream posts"
@@ -142,7 +157,7 @@ def test_check_tells_good_from_bad() -> None:
     assert "AWS_REGION" in credentials
 
 
-def test_rules_without_x() -> None:
+def test_rules_without_x(millrace: Command) -> None:
     """A line that says what could not be reached, and code 1."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -163,7 +178,7 @@ def kept(directory: Path) -> dict[str, str]:
     return STDIN | {"MILLRACE_JOURNAL": str(directory)}
 
 
-def test_letters_prints_the_lines_as_they_came(tmp_path: Path) -> None:
+def test_letters_prints_the_lines_as_they_came(millrace: Command, tmp_path: Path) -> None:
     """Byte for byte, one a line, so that they can be piped into another run."""
     code, out, err = millrace("letters", environ=kept(tmp_path))
     assert (code, err) == (0, "")
@@ -171,7 +186,7 @@ def test_letters_prints_the_lines_as_they_came(tmp_path: Path) -> None:
     assert expected == out.encode("utf-8", "surrogateescape")
 
 
-def test_letters_of_some_reasons(tmp_path: Path) -> None:
+def test_letters_of_some_reasons(millrace: Command, tmp_path: Path) -> None:
     """--reason may be given several times; a reason that does not exist is refused with those that do."""
     environ = kept(tmp_path)
     code, out, _ = millrace("letters", "--reason", "post_too_large", "--reason", "no_id", environ=environ)
@@ -181,14 +196,31 @@ def test_letters_of_some_reasons(tmp_path: Path) -> None:
     assert "post_too_large" in err
 
 
-def test_letters_where_there_are_none(tmp_path: Path) -> None:
+def test_letters_for_a_reader_that_has_enough(tmp_path: Path) -> None:
+    """Whoever closes the pipe, as head does, has no error to see."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "service", "letters"],
+        cwd=ROOT,
+        env=kept(tmp_path),
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        timeout=50,
+        check=False,
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_letters_where_there_are_none(millrace: Command, tmp_path: Path) -> None:
     """Neither a directory that does not exist nor MILLRACE_JOURNAL=off is an error."""
     for journal in (str(tmp_path / "nowhere"), "off"):
         assert millrace("letters", environ=STDIN | {"MILLRACE_JOURNAL": journal}) == (0, "", "")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_letters_that_cannot_be_read(tmp_path: Path) -> None:
+def test_letters_that_cannot_be_read(millrace: Command, tmp_path: Path) -> None:
     """A line that names the setting and the file, and code 1."""
     (tmp_path / FILE_NAME).mkdir()
     code, out, err = millrace("letters", environ=STDIN | {"MILLRACE_JOURNAL": str(tmp_path)})
