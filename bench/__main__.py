@@ -11,8 +11,6 @@ It needs Linux: it reads the CPU clock of other processes, and moves bytes from 
 """
 
 import argparse
-import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -93,16 +91,13 @@ def _certificate(directory: Path) -> tuple[Path, Path]:
 
 
 def _head(arguments: Sequence[str]) -> str:
-    cores, load = len(os.sched_getaffinity(0)), f"; load before the run {os.getloadavg()[0]:.1f}"
     versions = sorted({pin.replace("==", " ") for pins in ENVIRONMENTS.values() for pin in pins})
     for peer in PEERS:
         if peer.program and not is_missing(peer):
             said = subprocess.run([peer.program, "--version"], capture_output=True, text=True, check=True).stdout
             versions.append(said.splitlines()[0])
     return (
-        f"Measured on {datetime.now(UTC):%Y-%m-%d} with `{' '.join(['python -m bench', *arguments])}`: {cores} cores,"
-        f" {platform.system()} on {platform.machine()}, {platform.python_implementation()}"
-        f" {platform.python_version()}{load}."
+        f"{document.head(' '.join(['python -m bench', *arguments]))}"
         f" Millrace {__version__}; {', '.join(versions)}. {SHARDS} shards unless said otherwise."
     )
 

@@ -1,11 +1,23 @@
 """docs/performance.md, in which each benchmark has a place of its own between two lines."""
 
+import os
+import platform
 import textwrap
+from datetime import UTC, datetime
 from pathlib import Path
 
 PATH = Path(__file__).parent.parent / "docs" / "performance.md"
 # tests/docs/test_width.py
 WIDTH = 120
+
+
+def head(command: str) -> str:
+    """Return the sentence above the figures of a run that begins now: when, by which command, and on what machine."""
+    return (
+        f"Measured on {datetime.now(UTC):%Y-%m-%d} with `{command}`: {len(os.sched_getaffinity(0))} cores,"
+        f" {platform.system()} on {platform.machine()}, {platform.python_implementation()}"
+        f" {platform.python_version()}; load before the run {os.getloadavg()[0]:.1f}."
+    )
 
 
 def write(maker: str, text: str) -> None:

@@ -98,9 +98,27 @@ def shard_id(index: int) -> str:
     return f"shardId-{index:012d}"
 
 
-class Stub:
+class Answers:
     """
-    The answers.
+    What a service of AWS says, and what its connections have seen of it.
+
+    Attributes:
+        received: bytes that came in, heads of requests included.
+        first, last: when the first PutRecords or PutRecord began to arrive, and when the last call was answered; 0
+            before that.
+    """
+
+    received = 0
+    first = last = 0.0
+
+    def answer(self, operation: str, body: memoryview) -> tuple[int, bytes]:
+        """Answer one call: status and body."""
+        raise NotImplementedError
+
+
+class Stub(Answers):
+    """
+    Kinesis.
 
     Args:
         shards: how many there are.
@@ -108,8 +126,6 @@ class Stub:
 
     Attributes:
         requests, records: PutRecords and PutRecord calls that were answered, and what was in them.
-        received: bytes that came in, heads of requests included.
-        first, last: when the first of these calls began to arrive, and when the last was answered; 0 before that.
     """
 
     def __init__(self, shards: int, keep: Callable[[list[Any]], object]) -> None:
@@ -119,8 +135,7 @@ class Stub:
         self._heads = [f'{{"ShardId":"{shard_id(index)}","SequenceNumber":"{_SEQUENCE_HEAD}' for index in range(shards)]
         self._put_records = msgspec.json.Decoder(_PutRecords)
         self._put_record = msgspec.json.Decoder(_Entry)
-        self.requests = self.records = self.received = 0
-        self.first = self.last = 0.0
+        self.requests = self.records = 0
 
     def answer(self, operation: str, body: memoryview) -> tuple[int, bytes]:
         """Answer one call: status and body."""
@@ -192,7 +207,7 @@ class Stub:
 class Connection(asyncio.Protocol):
     """One connection; HTTP 1.1 as AWS' clients speak it: a content length, and one request at a time."""
 
-    def __init__(self, stub: Stub, delay: float) -> None:
+    def __init__(self, stub: Answers, delay: float) -> None:
         self._stub = stub
         self._delay = delay
         self._pieces: list[bytes] = []
@@ -249,7 +264,7 @@ def _error(code: str, message: str) -> tuple[int, bytes]:
     return 400, msgspec.json.encode({"__type": code, "message": message})
 
 
-async def serve(stub: Stub, port: int = 0, delay: float = 0.0, tls: ssl.SSLContext | None = None) -> asyncio.Server:
+async def serve(stub: Answers, port: int = 0, delay: float = 0.0, tls: ssl.SSLContext | None = None) -> asyncio.Server:
     """Listen on 127.0.0.1; `delay` is added to each answer, in seconds."""
     return await asyncio.get_running_loop().create_server(
         lambda: Connection(stub, delay), "127.0.0.1", port, ssl=tls, backlog=256

@@ -1,9 +1,11 @@
 """The benchmark's parts: what it says about a peer must be true, or the table is worth nothing."""
 
 import asyncio
+import json
 import ssl
 import time
 from array import array
+from base64 import b64decode
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -22,13 +24,14 @@ from bench.findings import Findings
 from bench.measure import Load, Result, Workshop
 from bench.peers.reading import Batcher, Post, read_post
 from bench.posts import write, write_recorded
+from bench.processor import EVENT_BYTES, event_of
 from bench.road import Outage
 from bench.roster import AGGREGATED, ENVIRONMENTS, PEERS, Peer, is_missing
 from bench.scenarios import Axis, Point, Row
 from bench.stub import SPOOL_HEADER, STREAM, Stub, serve, shard_id
 from bench.tables import Figures
 from bench.tls import make_certificate
-from processor.wire import Aggregate
+from processor.wire import Aggregate, decode
 from service.core.limits import HASH_KEYS
 from service.core.shard_map import hash_key
 
@@ -259,6 +262,20 @@ class TestPosts:
         """The author, or the id where X hides the author."""
         assert read_post(line(1, "7")).key == "7"
         assert read_post(b'{"data":{"id":"1"}}').key == "1"
+
+
+class TestEvent:
+    @pytest.mark.parametrize(("given", "held"), [(1, 1), (100, 100), (8_000, 4_000)])
+    def test_is_as_full_as_lambda_makes_it(self, given: int, held: int) -> None:
+        """All posts, in their order, as long as they fit into 6 MB."""
+        lines = [b'{"data":{"id":"%d","text":"%s"}}' % (number, b"x" * 1_000) for number in range(given)]
+        event = event_of(lines)
+        containers = [b64decode(record["kinesis"]["data"]) for record in event["Records"]]
+        found = [post.data for container in containers for post in decode(container).records]
+
+        assert found == lines[: len(found)]
+        assert len(found) >= held
+        assert len(json.dumps(event)) <= EVENT_BYTES
 
 
 class TestBatcher:
