@@ -10,7 +10,7 @@ Without a journal there is memory only, and what does not fit is dropped.
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from logging import DEBUG
 from typing import Protocol
 
@@ -53,9 +53,6 @@ class Journal(Protocol):
 
     async def read(self, limit: int) -> list[tuple[int, bytes]]:
         """Move the next posts of the backlog to memory."""
-
-    def confirm(self, positions: Iterable[int]) -> None:
-        """Let go of posts."""
 
 
 class Observer(Protocol):
@@ -119,7 +116,8 @@ class Intake:
             self.reject(line, reason)
         if posts:
             self._observer.received(len(posts), sum([len(post.line) for post in posts]))
-            self._note_lag(posts[-1].id, len(posts))
+            if (written := written_at(posts[-1].id)) is not None:
+                self._observer.lag(time.time() - written, len(posts))
             if self._sift is not None:
                 posts = self._sift(posts)
             if posts:
@@ -155,27 +153,21 @@ class Intake:
 
     def _hand_on(self, posts: list[Post]) -> None:
         journal = self._journal
-        if journal is None:
-            if self._sender.has_room:
-                self._sender.offer(posts)
-            else:
-                self._on_outcomes([Outcome(posts, DropReason.MEMORY_FULL, 0)])
-            return
-        in_memory = not journal.backlog and self._sender.has_room
-        positions = journal.append([post.line for post in posts], in_memory=in_memory)
-        if isinstance(positions, DropReason):
-            # A journal that takes nothing is no reason to lose what there is room for.
-            if in_memory:
-                self._sender.offer(posts)
-            else:
-                self._on_outcomes([Outcome(posts, positions, 0)])
-            return
+        in_memory = self._sender.has_room
+        taken: range | DropReason = DropReason.MEMORY_FULL
+        if journal is not None:
+            in_memory = in_memory and not journal.backlog
+            taken = journal.append([post.line for post in posts], in_memory=in_memory)
         if in_memory:
-            for post, position in zip(posts, positions, strict=True):
-                post.position = position
+            if isinstance(taken, range):
+                for post, position in zip(posts, taken, strict=True):
+                    post.position = position
+            # A journal that takes nothing is no reason to lose what there is room for.
             self._sender.offer(posts)
-        else:
+        elif isinstance(taken, range):
             self._note_backlog()
+        else:
+            self._on_outcomes([Outcome(posts, taken, 0)])
 
     def _take_back(self, rows: list[tuple[int, bytes]]) -> None:
         positions = [position for position, _ in rows]
@@ -184,16 +176,10 @@ class Intake:
         for line, reason, position in rejected:
             # It was a post when it came: PARTITION_KEY has been changed since.
             self._on_outcomes([Outcome([Post(line, "", b"", 0.0, position)], reason, 0)])
-        if posts:
-            # Also if memory has filled up meanwhile, as it can when a file that was being read is lost: nobody else
-            # has them now.
-            self._sender.offer(posts)
+        # Also if memory has filled up meanwhile, as it can when a file that was being read is lost: nobody else has
+        # them now.
+        self._sender.offer(posts)
 
     def _note_backlog(self) -> None:
         self._fed.clear()
         self._waiting.set()
-
-    def _note_lag(self, post_id: str, posts: int) -> None:
-        written = written_at(post_id)
-        if written is not None:
-            self._observer.lag(time.time() - written, posts)

@@ -133,7 +133,7 @@ class Journal:
 
     def append(self, lines: Sequence[bytes], *, in_memory: bool) -> range | DropReason:
         """
-        Take lines that arrived together and give their positions, or say why none of them was taken. Never waits.
+        Take one or more lines that arrived together and give their positions, or say why none was taken. Never waits.
 
         With `in_memory` the caller keeps them and will confirm them; that would overtake the backlog, so there must be
         none. Without, they join the backlog. If the disk fails, the former are taken all the same (and written as soon
@@ -158,20 +158,21 @@ class Journal:
         reader only.
         """
         while self._chunks.stored:
-            rows = await self._read_rows(limit)
-            posts = self._chunks.take_rows((stored.row() for stored in rows), self._beats)
-            if posts:
-                return posts
+            try:
+                rows = await self._run(self._file.read, self._chunks.cursor, limit)
+            except Exception as error:
+                # Whatever it is: posts are still delivered from memory, and the operator sees it.
+                self._fail("read", error)
+                await asyncio.sleep(self._pause * BEAT_SECONDS)
+                continue
+            self._heal("read")
+            return self._chunks.take_rows((stored.row() for stored in rows), self._beats)
         return self._chunks.take_waiting(limit)
 
     async def flush(self) -> None:
         """Write all that was appended or confirmed before; gives up as soon as the disk fails."""
-        while True:
-            if self._writing is not None:
-                await asyncio.wait([self._writing])
-            if not self._write(everything=True) or self._writing is None:
-                return
-            await asyncio.wait([self._writing])
+        while writing := self._writing or self._write(everything=True):
+            await asyncio.wait([writing])
             if self.trouble:
                 return
 
@@ -206,17 +207,17 @@ class Journal:
         if self._writing or not self._chunks.is_settled:
             self._arm()
 
-    def _write(self, *, everything: bool = False) -> bool:
-        """Begin to write what is old enough, or everything. Returns whether there is anything."""
+    def _write(self, *, everything: bool = False) -> asyncio.Future[Mapping[int, int]] | None:
+        """Begin to write what is old enough, or everything; None if there is nothing."""
         if not everything and self._beats < self._retry_at:
-            return False
+            return None
         batch = self._chunks.next_batch(self._beats, everything=everything)
         if batch is None:
-            return False
+            return None
         self._writing = self._run(self._file.write, batch)
         self._writing_since = self._beats
         self._writing.add_done_callback(self._end_write)
-        return True
+        return self._writing
 
     def _end_write(self, future: asyncio.Future[Mapping[int, int]]) -> None:
         self._writing = None
@@ -236,20 +237,6 @@ class Journal:
 
     def _run(self, work: Callable[..., _T], *args: object) -> asyncio.Future[_T]:
         return self._loop.run_in_executor(self._thread, work, *args)
-
-    async def _read_rows(self, limit: int) -> list[Stored]:
-        """Read rows of the backlog; none if there are none any more, because the file was damaged."""
-        while self._chunks.stored:
-            try:
-                rows = await self._run(self._file.read, self._chunks.cursor, limit)
-            except Exception as error:
-                # Whatever it is: posts are still delivered from memory, and the operator sees it.
-                self._fail("read", error)
-                await asyncio.sleep(self._pause * BEAT_SECONDS)
-            else:
-                self._heal("read")
-                return rows
-        return []
 
     def _fail(self, what: str, error: BaseException) -> None:
         if isinstance(error, DamagedError):

@@ -206,6 +206,7 @@ class JournalFile:
         stamp = datetime.fromtimestamp(self._clock(), UTC).strftime("%Y%m%dT%H%M%SZ")
         names = (f"journal-damaged-{stamp}{suffix}.db" for suffix in ("", *(f"-{number}" for number in range(2, 100))))
         name = next(name for name in names if not (self._directory / name).exists())
+        # The log goes first: beside a new file it would be taken for that one's.
         for part in ("-wal", ""):
             with suppress(FileNotFoundError):
                 (self._directory / (FILE_NAME + part)).rename(self._directory / (name + part))

@@ -197,6 +197,8 @@ class Kinesis:
                 break
             # ListShards refuses a token beside the stream's name: the token already names the stream.
             query = {"NextToken": page.next_token}
+        if not found:
+            raise KinesisError(f"The {self._place} has no open shard: it is being made, or deleted")
         ranges = [(shard.shard_id, shard.hash_key_range) for shard in found]
         return [Shard(name, int(keys.starting_hash_key), int(keys.ending_hash_key)) for name, keys in ranges]
 

@@ -114,8 +114,18 @@ class Sender:
 
     async def start(self) -> StreamFacts:
         """Learn the stream and its shards; the trouble of it is raised."""
-        facts = await self._sink.facts()
-        self._follow(facts, await self._sink.shards())
+        facts, shards = await self._sink.facts(), await self._sink.shards()
+        outcomes = self._producer.on_shards(
+            shards, self._now, record_limit=facts.record_bytes, ignores_keys=facts.ignores_keys
+        )
+        self._observer.shards([shard.shard_id for shard in shards])
+        self._refresh_at = self._now + REFRESH_SECONDS
+        if (facts, shards) != self._known:
+            self._known = (facts, shards)
+            log.info("shards_listed", stream=facts.name, mode=facts.mode, shards=len(shards))
+        if outcomes:
+            self._on_outcomes(outcomes)
+            self._room.set()
         return facts
 
     @property
@@ -219,27 +229,12 @@ class Sender:
         self._refreshing = None
         self._wake.set()
 
-    def _follow(self, facts: StreamFacts, shards: list[Shard]) -> None:
-        outcomes = self._producer.on_shards(
-            shards, self._now, record_limit=facts.record_bytes, ignores_keys=facts.ignores_keys
-        )
-        self._observer.shards([shard.shard_id for shard in shards])
-        self._refresh_at = self._now + REFRESH_SECONDS
-        if (facts, shards) != self._known:
-            self._known = (facts, shards)
-            log.info("shards_listed", stream=facts.name, mode=facts.mode, shards=len(shards))
-        if outcomes:
-            self._on_outcomes(outcomes)
-            self._room.set()
-
 
 def _tell(request: PutRequest, answer: Sequence[RecordResult] | RequestFailure, seconds: float) -> None:
     """Write the one line of a request, by which each of its posts can be followed into the stream."""
-    results: Sequence[RecordResult]
-    if isinstance(answer, RequestFailure):
-        results = [RecordResult(error_code=answer.code)] * len(request.records)
-    else:
-        results = answer
+    results = (
+        [RecordResult(error_code=answer.code)] * len(request.records) if isinstance(answer, RequestFailure) else answer
+    )
     records = [
         {
             "lane": record.partition_key,

@@ -117,7 +117,7 @@ class Chunks:
     # What comes and goes
 
     def append(self, lines: Sequence[bytes], beat: int, *, in_memory: bool) -> range | DropReason:
-        """Take lines that arrived together and give their positions, or say why none of them was taken."""
+        """Take one or more lines that arrived together and give their positions, or say why none of them was taken."""
         if in_memory and self.backlog:
             raise RuntimeError("append(in_memory=True) while there is a backlog: order would be lost")
         count = len(lines)
@@ -192,7 +192,7 @@ class Chunks:
             limit -= chunk.size
             if limit <= 0:
                 break
-        # What is appended next may have to wait on disk again.
+        # What is appended next is a chunk of its own: else it would keep the room of these until it is confirmed too.
         self._open = None
         return posts
 

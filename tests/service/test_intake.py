@@ -329,16 +329,6 @@ class TestOnDisk:
         assert rig.observer.rejections == [], "its outcome counts it"
 
     @virtual_time
-    async def test_a_backlog_of_nothing_but_such_lines(self) -> None:
-        """The sender is not bothered, and new posts go straight."""
-        rig = Rig(left=[b"{}", b"[]"])
-        async with rig.feeding():
-            await a_while()
-            rig.intake.take(lines(1))
-        assert rig.dropped() == [(b"{}", DropReason.NO_ID), (b"[]", DropReason.NO_ID)]
-        assert lines(1) == rig.offered()
-
-    @virtual_time
     async def test_a_backlog_that_was_lost_stops_nothing(self) -> None:
         """A damaged journal gives nothing back; what comes after goes straight."""
         rig = Rig(left=lines(1, 2))

@@ -112,6 +112,39 @@ class TestRows:
         assert reopened(tmp_path)[1] == [Row(2, [b"c"], b"")]
 
 
+class TestKill:
+    def test_a_kill_at_any_statement_leaves_all_of_a_write_or_nothing(self, tmp_path: Path) -> None:
+        """What lies on the disk before each statement is what a `kill -9` at that moment leaves to the next run."""
+        directory = tmp_path / "journal"
+        before = [Row(0, [b"a"], b""), Row(1, [b"b", b"c"], b""), Row(2, [b"d", b"e"], b"")]
+        with opened(directory) as file:
+            file.write(insert(*before))
+        copies: list[Path] = []
+
+        class Watched(sqlite3.Connection):
+            def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+                copies.append(Path(shutil.copytree(directory, tmp_path / str(len(copies)))))
+                return super().execute(sql, *parameters)
+
+            def executemany(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+                copies.append(Path(shutil.copytree(directory, tmp_path / str(len(copies)))))
+                return super().executemany(sql, *parameters)
+
+        # More than SQLite's cache has room for, so that the log has a part of it before the end.
+        large = Row(3, [b"x" * 6 * MIB], b"")
+        with closing(JournalFile(directory, connect=partial(sqlite3.connect, factory=Watched))) as file:
+            file.open()
+            opening = len(copies)
+            file.write(Batch([large], [0], [(1, b"\0\1"), (2, b"\1\0")], [(2, b"\1\0")]))
+        after = [Row(1, [b"b", b"c"], b"\0\1"), Row(2, [b"", b"e"], b"\1\0"), large]
+        logs = [sum(log.stat().st_size for log in copy.glob("*-wal")) for copy in copies]
+        found = [reopened(copy)[1] for copy in copies]
+        changed = found.index(after)
+        assert found == [before] * changed + [after] * (len(found) - changed)
+        assert changed - opening > 6
+        assert logs[changed - 1] > MIB
+
+
 class TestSize:
     def test_the_file_shrinks_while_it_is_in_use(self, tmp_path: Path) -> None:
         """When a large backlog has gone, its room goes back to the disk after some writes."""

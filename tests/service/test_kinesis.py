@@ -497,6 +497,12 @@ class TestShards:
         with pytest.raises(KinesisError, match=r"throttles stream tweets in eu-west-1 \(LimitE.*: Rate exceeded"):
             await kinesis.shards()
 
+    async def test_none(self, server: Server, kinesis: Kinesis) -> None:
+        """A list without any shard is trouble like any other: there is no place to send to."""
+        server.tell(Reply({"Shards": []}))
+        with pytest.raises(KinesisError, match="stream tweets in eu-west-1 has no open shard"):
+            await kinesis.shards()
+
     async def test_connection_lost(self, server: Server, kinesis: Kinesis) -> None:
         """A refresh whose connection breaks raises the same error, without the exceptions of the library behind it."""
         server.tell(Drop())
