@@ -357,6 +357,8 @@ LAMBDA_MAPPING = {
     "kinesis:ListShards",
     "s3:ListBucket",
 }
+# What only the console does, under the operator's own rights, with files of the function: the function may not.
+CONSOLE = {"s3:ListObjectsV2", "s3:GetObject", "s3:DeleteObject"}
 ECS_START = {
     "secretsmanager:GetSecretValue",
     "ecr:BatchCheckLayerAvailability",
@@ -383,7 +385,7 @@ def permission_faults(document: Document) -> list[str]:
     stack = render(document, **FULL)
     inline = document["Resources"]["Cleanup"]["Properties"]["Code"]["ZipFile"]
     needed = {
-        "DDBEventProcessorPolicy": _permissions(lambda_sources()) | LAMBDA_MAPPING | LAMBDA_LOGS,
+        "DDBEventProcessorPolicy": (_permissions(lambda_sources()) - CONSOLE) | LAMBDA_MAPPING | LAMBDA_LOGS,
         "CleanupPolicy": _permissions([inline]) | LAMBDA_LOGS,
         "StreamClientPolicy": _permissions([(ROOT / "service/kinesis.py").read_text(encoding="utf-8")])
         | CLIENT_PROMISED,
