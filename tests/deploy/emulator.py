@@ -69,20 +69,22 @@ def moto() -> Iterator[LocalSession]:
         moto_api_backend.reset()
 
 
-def as_lambda(folder: Path, handler: str, variables: Mapping[str, str], url: str, event: Mapping[str, Any]) -> Any:
-    """Run a function as Lambda does, in a process of its own with its code and variables; return its answer."""
+def as_lambda(
+    folder: Path, handler: str, variables: Mapping[str, str], url: str, event: Mapping[str, Any]
+) -> tuple[Any, list[str]]:
+    """Run a function as Lambda does, in a process with its code and variables; return its answer and its log."""
     module, _, function = handler.rpartition(".")
     call = (
         f"import json, sys, types\nfrom {module} import {function}\n"
-        "context = types.SimpleNamespace(aws_request_id='r', get_remaining_time_in_millis=lambda: 20_000)\n"
+        "context = types.SimpleNamespace(aws_request_id='r', get_remaining_time_in_millis=lambda: 60_000)\n"
         f"print(json.dumps({function}(json.loads(sys.argv[1]), context)))"
     )
     command = [sys.executable, "-c", call, json.dumps(event)]
     environment = {**environment_of(url), **variables, "TMPDIR": str(folder)}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=30)
     assert done.returncode == 0, done.stderr
-    # What comes before is its log.
-    return json.loads(done.stdout.splitlines()[-1])
+    *log, answer = done.stdout.splitlines()
+    return json.loads(answer), log
 
 
 def environment_of(url: str) -> dict[str, str]:

@@ -32,9 +32,18 @@ STATEMENTS = [
 ]
 
 
-def copy() -> dict[str, Any]:
+Document = dict[str, Any]
+
+
+def copy() -> Document:
     """Return a template to break."""
     return deepcopy(dict(DOCUMENT))
+
+
+@pytest.fixture
+def document() -> Document:
+    """A template to break."""
+    return copy()
 
 
 def swapped(one: str, other: str) -> dict[str, Any]:
@@ -82,9 +91,8 @@ class TestParameterFaults:
         assert [pair for pair in pairs if not parameter_faults(swapped(*pair), pair[:1])] == []
 
     @pytest.mark.parametrize("name", CHANGES)
-    def test_parameter_that_reaches_nothing_is_reported(self, name: str) -> None:
+    def test_parameter_that_reaches_nothing_is_reported(self, document: Document, name: str) -> None:
         """A constant in the place of a parameter is noticed."""
-        document = copy()
         constant = DOCUMENT["Parameters"][name].get("Default", "x")
 
         def fix(node: Any) -> Any:
@@ -97,25 +105,22 @@ class TestParameterFaults:
         document["Resources"] = fix(document["Resources"])
         assert parameter_faults(document, [name])
 
-    def test_parameter_that_the_check_does_not_know_is_reported(self) -> None:
+    def test_parameter_that_the_check_does_not_know_is_reported(self, document: Document) -> None:
         """A new parameter has to be added to the table of what it changes."""
-        document = copy()
         document["Parameters"]["New"] = {"Type": "String", "Default": "x", "Description": "New."}
         assert parameter_faults(document, ["New"])
 
 
 class TestSwitchFaults:
     @pytest.mark.parametrize(("name", "condition"), [("StreamSilentAlarm", "IsMailed"), ("ProducerLogs", "HasClient")])
-    def test_condition_that_is_another_is_reported(self, name: str, condition: str) -> None:
+    def test_condition_that_is_another_is_reported(self, document: Document, name: str, condition: str) -> None:
         """What goes with a switch that it has nothing to do with is noticed."""
-        document = copy()
         document["Resources"][name]["Condition"] = condition
         assert reference_faults(document) or switch_faults(document)
 
     @pytest.mark.parametrize("name", [name for name, resource in RESOURCES.items() if "Condition" in resource])
-    def test_condition_that_is_missing_is_reported(self, name: str) -> None:
+    def test_condition_that_is_missing_is_reported(self, document: Document, name: str) -> None:
         """Whatever a switch should take away, it is noticed if it stays or breaks the stack."""
-        document = copy()
         del document["Resources"][name]["Condition"]
         assert reference_faults(document) or switch_faults(document)
 
@@ -141,59 +146,51 @@ class TestAlarmFaults:
 
     @pytest.mark.parametrize("name", ALARMS)
     @pytest.mark.parametrize("key", ["AlarmActions", "OKActions", "TreatMissingData"])
-    def test_alarm_that_tells_nobody_is_reported(self, name: str, key: str) -> None:
+    def test_alarm_that_tells_nobody_is_reported(self, document: Document, name: str, key: str) -> None:
         """Each alarm says when it goes on and off, and what silence means."""
-        document = copy()
         del document["Resources"][name]["Properties"][key]
         assert any(fault.startswith(name) for fault in alarm_faults(document))
 
     @pytest.mark.parametrize("name", ALARMS)
-    def test_silence_that_means_the_wrong_thing_is_reported(self, name: str) -> None:
+    def test_silence_that_means_the_wrong_thing_is_reported(self, document: Document, name: str) -> None:
         """An alarm for too little would sleep when nothing comes at all; one for too much would always ring."""
-        document = copy()
         alarm = document["Resources"][name]["Properties"]
         alarm["TreatMissingData"] = "breaching" if alarm["TreatMissingData"] == "notBreaching" else "notBreaching"
         assert any(fault.startswith(name) for fault in alarm_faults(document))
 
     @pytest.mark.parametrize("name", ALARMS)
     @pytest.mark.parametrize("text", ["No link.", "${RunbookUrl}#nowhere", "elsewhere.md#the-table-falls-behind"])
-    def test_link_that_leads_nowhere_is_reported(self, name: str, text: str) -> None:
+    def test_link_that_leads_nowhere_is_reported(self, document: Document, name: str, text: str) -> None:
         """The link of an alarm is to a section that there is."""
-        document = copy()
         document["Resources"][name]["Properties"]["AlarmDescription"] = {"Fn::Sub": text}
         assert any(fault.startswith(name) for fault in alarm_faults(document))
 
-    def test_misspelt_metric_is_reported(self) -> None:
+    def test_misspelt_metric_is_reported(self, document: Document) -> None:
         """CloudWatch would wait for it for ever."""
-        document = copy()
         document["Resources"]["ProcessorErrorsAlarm"]["Properties"]["MetricName"] = "Error"
         assert alarm_faults(document) == ["ProcessorErrorsAlarm: there is no metric AWS/Lambda Error by FunctionName"]
 
     @pytest.mark.parametrize("metric", ["UserErrors", "ThrottledRequests", "SystemErrors"])
-    def test_metric_that_is_not_of_a_table_alone_is_reported(self, metric: str) -> None:
+    def test_metric_that_is_not_of_a_table_alone_is_reported(self, document: Document, metric: str) -> None:
         """These three are of the account, or of an operation: alarms on them by a table's name never fire."""
-        document = copy()
         alarm = document["Resources"]["TableThrottledAlarm"]["Properties"]
         alarm["Metrics"][1]["MetricStat"]["Metric"]["MetricName"] = metric
         assert f"TableThrottledAlarm: there is no metric AWS/DynamoDB {metric} by TableName" in alarm_faults(document)
 
-    def test_index_that_nobody_watches_is_reported(self) -> None:
+    def test_index_that_nobody_watches_is_reported(self, document: Document) -> None:
         """A new index needs its place in the alarm: it throttles the table."""
-        document = copy()
         indexes = document["Resources"]["EventDataTable"]["Properties"]["GlobalSecondaryIndexes"]
         indexes.append({**indexes[0], "IndexName": "ByRule"})
         assert alarm_faults(document) == ["no alarm watches the throttles of the table and of each index"]
 
-    def test_operation_that_nobody_watches_is_reported(self) -> None:
+    def test_operation_that_nobody_watches_is_reported(self, document: Document) -> None:
         """A new permission of the function needs its place in the alarm on faults."""
-        document = copy()
         statement = document["Resources"]["DDBEventProcessorPolicy"]["Properties"]["PolicyDocument"]["Statement"][1]
         statement["Action"] = [*statement["Action"], "dynamodb:PutItem"]
         assert alarm_faults(document) == ["no alarm watches the faults of every operation that the function calls"]
 
-    def test_expression_without_its_metric_is_reported(self) -> None:
+    def test_expression_without_its_metric_is_reported(self, document: Document) -> None:
         """A metric that the expression leaves out is not watched."""
-        document = copy()
         metrics = document["Resources"]["GivenUpAlarm"]["Properties"]["Metrics"]
         metrics[0]["Expression"] = "FILL(dropped, 0)"
         assert alarm_faults(document) == ["GivenUpAlarm: its expression is not about its metrics"]
@@ -208,9 +205,8 @@ class TestAlarmFaults:
             ('".", "ByTime"', '".", "ByRule"'),
         ],
     )
-    def test_widget_that_shows_nothing_is_reported(self, old: str, new: str) -> None:
+    def test_widget_that_shows_nothing_is_reported(self, document: Document, old: str, new: str) -> None:
         """The dashboard shows metrics that there are, and all the alarms."""
-        document = copy()
         body = document["Resources"]["Dashboard"]["Properties"]["DashboardBody"]["Fn::Sub"]
         assert old in body[0]
         body[0] = body[0].replace(old, new)
@@ -238,15 +234,13 @@ class TestPermissionFaults:
             document["Resources"][policy]["Properties"]["PolicyDocument"]["Statement"][index] |= change
             assert any(fault.startswith(policy) for fault in permission_faults(document)), change
 
-    def test_policy_that_nobody_knows_is_reported(self) -> None:
+    def test_policy_that_nobody_knows_is_reported(self, document: Document) -> None:
         """A further policy needs a line that says what it is for."""
-        document = copy()
         document["Resources"]["Another"] = document["Resources"]["CleanupPolicy"]
         assert permission_faults(document) == ["Another: nobody knows what it is for"]
 
-    def test_new_call_of_the_inline_code_is_reported(self) -> None:
+    def test_new_call_of_the_inline_code_is_reported(self, document: Document) -> None:
         """Code that calls what its role does not cover is noticed before it fails in an account."""
-        document = copy()
         code = document["Resources"]["Cleanup"]["Properties"]["Code"]
         code["ZipFile"] += "\n\ndef more(s3):\n    s3.head_bucket(Bucket='x')\n"
         assert permission_faults(document) == ["CleanupPolicy: s3:HeadBucket is needed and not there"]
@@ -267,54 +261,47 @@ class TestSecretFaults:
             {"Fn::Sub": "{{resolve:secretsmanager:${StreamClientCredentials}}}"},
         ],
     )
-    def test_secret_in_an_output_is_reported(self, name: str, value: Any) -> None:
+    def test_secret_in_an_output_is_reported(self, document: Document, name: str, value: Any) -> None:
         """Whichever output shows a secret, in whatever spelling, is noticed."""
-        document = copy()
         document["Outputs"][name]["Value"] = value
         assert secret_faults(document)
 
-    def test_secret_in_a_property_is_reported(self) -> None:
+    def test_secret_in_a_property_is_reported(self, document: Document) -> None:
         """The environment of a function or a task is no place for the key."""
-        document = copy()
         variables = document["Resources"]["DDBEventProcessor"]["Properties"]["Environment"]["Variables"]
         variables["KEY"] = {"Fn::GetAtt": ["StreamClientKey", "SecretAccessKey"]}
         assert secret_faults(document) == ["DDBEventProcessor.Environment.Variables.KEY holds a secret"]
 
     @pytest.mark.parametrize("name", ["BearerToken", "Password", "ClientSecret"])
-    def test_secret_parameter_is_reported(self, name: str) -> None:
+    def test_secret_parameter_is_reported(self, document: Document, name: str) -> None:
         """Whoever may describe the stack sees its parameters, so a secret is named by its ARN."""
-        document = copy()
         document["Parameters"][name] = {"Type": "String", "Default": ""}
         assert secret_faults(document) == [f"parameter {name} is a secret that everybody sees"]
 
 
 class TestReferenceFaults:
     @pytest.mark.parametrize("name", [name for name, output in DOCUMENT["Outputs"].items() if "Condition" in output])
-    def test_output_without_its_condition_is_reported(self, name: str) -> None:
+    def test_output_without_its_condition_is_reported(self, document: Document, name: str) -> None:
         """An output of something that is switched off breaks the stack."""
-        document = copy()
         del document["Outputs"][name]["Condition"]
         assert reference_faults(document)
 
-    def test_dependency_on_what_is_switched_off_is_reported(self) -> None:
+    def test_dependency_on_what_is_switched_off_is_reported(self, document: Document) -> None:
         """DependsOn is a reference as well."""
-        document = copy()
         document["Resources"]["EventStream"]["DependsOn"] = "AlarmTopic"
         assert "EventStream depends on AlarmTopic, which is not there" in reference_faults(document)
 
 
 class TestSizeFaults:
-    def test_name_that_is_too_long_is_reported(self) -> None:
+    def test_name_that_is_too_long_is_reported(self, document: Document) -> None:
         """One character more than the longest stack name leaves room for."""
-        document = copy()
         document["Resources"]["DDBEventProcessor"]["Properties"]["FunctionName"] = {
             "Fn::Sub": "${AWS::StackName}-DDBEventProcessors"
         }
         assert size_faults(document) == ["DDBEventProcessor.FunctionName has 65 characters, and AWS takes 64"]
 
-    def test_text_that_is_missing_or_too_long_is_reported(self) -> None:
+    def test_text_that_is_missing_or_too_long_is_reported(self, document: Document) -> None:
         """Each parameter and output is described."""
-        document = copy()
         document["Parameters"]["BatchSize"]["Description"] = ""
         document["Outputs"]["Region"]["Description"] = 1024 * "x" + "."
         document["Description"] = "short"
@@ -323,28 +310,24 @@ class TestSizeFaults:
 
 class TestDeletionFaults:
     @pytest.mark.parametrize("policy", ["DeletionPolicy", "UpdateReplacePolicy"])
-    def test_resource_that_is_kept_is_reported(self, policy: str) -> None:
+    def test_resource_that_is_kept_is_reported(self, document: Document, policy: str) -> None:
         """Nothing outlives the stack unasked."""
-        document = copy()
         document["Resources"]["EventDataTable"][policy] = "Retain"
         assert deletion_faults(document) == [f"EventDataTable: {policy} keeps it"]
 
-    def test_protection_by_default_is_reported(self) -> None:
+    def test_protection_by_default_is_reported(self, document: Document) -> None:
         """The table is protected for those who ask for it."""
-        document = copy()
         document["Parameters"]["KeepTable"]["Default"] = "true"
         assert deletion_faults(document) == ["EventDataTable.DeletionProtectionEnabled keeps it"]
 
-    def test_log_group_that_lambda_would_make_is_reported(self) -> None:
+    def test_log_group_that_lambda_would_make_is_reported(self, document: Document) -> None:
         """A function without a log group of the stack leaves one behind; so does one that may make them."""
-        document = copy()
         del document["Resources"]["Cleanup"]["Properties"]["LoggingConfig"]
         statement = document["Resources"]["CleanupPolicy"]["Properties"]["PolicyDocument"]["Statement"][2]
         statement["Action"] = [*statement["Action"], "logs:CreateLogGroup"]
         assert len(deletion_faults(document)) == 2
 
-    def test_function_that_outlives_the_cleanup_is_reported(self) -> None:
+    def test_function_that_outlives_the_cleanup_is_reported(self, document: Document) -> None:
         """Nothing may write into the bucket after it was emptied."""
-        document = copy()
         del document["Resources"]["DDBEventProcessor"]["DependsOn"]
         assert deletion_faults(document) == ["the function could write into the failure bucket after it was emptied"]

@@ -112,7 +112,8 @@ def test_code_carries_a_post_into_the_table(quick: Document, tmp_path: Path) -> 
         variables = {"TABLE": "mill-EventData", "QUARANTINE": str(tmp_path / "quarantine")}
         event = event_of(json.dumps(post).encode())
         handler = quick["Resources"][FUNCTION]["Properties"]["Handler"]
-        assert as_lambda(tmp_path, handler, variables, session.url, event) == {"batchItemFailures": []}
+        answer, _ = as_lambda(tmp_path, handler, variables, session.url, event)
+        assert answer == {"batchItemFailures": []}
         item = client.get_item(TableName="mill-EventData", Key={"Id": {"S": "1234567890123456789"}})["Item"]
     assert item["Message"] == {"S": "水車"}
     assert (tmp_path / "processor.zip").is_file()

@@ -229,7 +229,7 @@ class TestInMoto:
         post = {"data": {"id": post_id, "text": "水車", "author_id": "7"}}
         event = event_of(json.dumps(post).encode(), b"poison")
         variables = function["Environment"]["Variables"]
-        answer = as_lambda(folder, function["Handler"], variables, session.url, event)
+        answer, _ = as_lambda(folder, function["Handler"], variables, session.url, event)
         assert answer == {"batchItemFailures": []}
         output = StringIO()
         where = environment_of(session.url)

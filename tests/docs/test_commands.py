@@ -8,6 +8,7 @@ Those of the daemon and the console are run in tests/integration/test_documents.
 import os
 import re
 import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -102,13 +103,19 @@ def _python(arguments: list[str]) -> None:
     if module == "pytest" or module.startswith("json."):
         return
     assert (ROOT / module.replace(".", "/")).is_dir() or (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
-    helps = [word for word in rest[:1] if not word.startswith("-")]
-    command = ["python", "-m", module, *(helps if module == "service" else []), "--help"]
     if module in {"service", "processor", "bench"}:
-        shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=_path())
-        assert shown.returncode == 0, shown.stderr
+        shown = _help(module, *(word for word in rest[:1] if module == "service" and not word.startswith("-")))
         for option in (word for word in rest if word.startswith("--")):
-            assert option in shown.stdout
+            assert option in shown
+
+
+@cache
+def _help(*program: str) -> str:
+    shown = subprocess.run(
+        [sys.executable, "-m", *program, "--help"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert shown.returncode == 0, shown.stderr
+    return shown.stdout
 
 
 def _asks_for_marks(arguments: list[str]) -> None:
@@ -116,10 +123,6 @@ def _asks_for_marks(arguments: list[str]) -> None:
     for path in (ROOT / argument for argument in arguments if argument.endswith(".py")):
         marks = set(re.findall(r"mark\.(long|browser|container)\b", path.read_text(encoding="utf-8")))
         assert marks <= set(arguments), path.name
-
-
-def _path() -> dict[str, str]:
-    return {"PATH": f"{ROOT / '.venv/bin'}:{os.environ['PATH']}"}
 
 
 def _docker(arguments: list[str]) -> None:
