@@ -642,6 +642,7 @@ class TestTrouble:
         rig.answer(rig.only_request(now), now)
         assert len({lane.ready_at for lane in late}) == len(late)
         assert all(now < lane.ready_at <= now + 0.5 for lane in late)
+        assert len(rig.only_request(now + 0.5).records) == 15
 
     def test_one_failure_among_answers_holds_nobody_up(self) -> None:
         """A broken connection says nothing about the others: only its own lanes wait."""
