@@ -26,7 +26,7 @@ from service.core.reconnect import Reason
 from service.http_client import UnavailableError
 from service.kinesis import Kinesis, KinesisError
 from service.rules import Rules, RulesError
-from service.source import bearer, wanted_rules
+from service.source import bearer
 from service.state import StateFile
 from service.watch import describe
 
@@ -164,7 +164,7 @@ async def _check_x(settings: Settings, report: Report) -> None:
         report.well("x token", f"there is one; whether it is good for {settings.source} shows when it connects")
         return
     try:
-        changes = await Rules(settings.x_url, rng).sync(token, wanted_rules(settings), apply=False)
+        changes = await Rules(settings.x_url, rng).sync(token, settings.rules, apply=False)
     except UnavailableError as error:
         report.bad("x token" if error.verdict.reason in BEFORE_RULES else "x rules", str(error))
         return
@@ -213,8 +213,7 @@ async def rules(settings: Settings, *, apply: bool, all_owners: bool) -> int:
     apply = apply and bool(settings.rules)
     try:
         token = await bearer(lambda: settings, rng).get()
-        wanted = wanted_rules(settings)
-        changes = await Rules(settings.x_url, rng).sync(token, wanted, apply=apply, all_owners=all_owners)
+        changes = await Rules(settings.x_url, rng).sync(token, settings.rules, apply=apply, all_owners=all_owners)
     except (RulesError, UnavailableError) as error:
         for line in getattr(error, "problems", [str(error)]):
             print(line, file=sys.stderr)

@@ -27,6 +27,7 @@ import yaml
 
 from service.core.limits import KIB, MIB
 from service.core.posts import PARTITION_KEYS, POINTER
+from service.core.rules import Rule
 from service.core.sources import SOURCES
 
 PREFIX = "MILLRACE_"
@@ -41,13 +42,11 @@ class ConfigError(Exception):
         self.faults = tuple(faults)
 
 
+@dataclass(frozen=True, slots=True, repr=False)
 class Secret:
     """A text that shows itself to nobody who does not ask: `repr`, `str` and formatting give `***`."""
 
-    __slots__ = ("_value",)
-
-    def __init__(self, value: str) -> None:
-        self._value = value
+    _value: str
 
     def reveal(self) -> str:
         """Give the text itself, for the one place that sends it."""
@@ -56,19 +55,11 @@ class Secret:
     def __repr__(self) -> str:
         return "***"
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and other._value == self._value
-
-    def __hash__(self) -> int:
-        return hash(self._value)
-
 
 _RuleText = Annotated[str, msgspec.Meta(pattern=r"\S")]  # anything but blanks
 
 
-class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A wanted rule of the filtered stream: X's query, and the label that its posts carry ("" for none)."""
-
+class _RuleEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     value: _RuleText
     tag: str = ""
 
@@ -183,22 +174,22 @@ def _parse_names(text: str) -> tuple[str, ...]:
 
 def _parse_rules(text: str) -> tuple[Rule, ...]:
     # No comment lines: X's rules may begin with a hash tag.
-    return _without_repeats([Rule(line) for line in text.splitlines() if line.strip()])
+    return _without_repeats([_RuleEntry(line) for line in text.splitlines() if line.strip()])
 
 
 def _parse_rules_file(text: str) -> tuple[Rule, ...]:
     way_out = "write a list, as - value: 'cats lang:en', with each text in single quotes"
     try:
-        entries = msgspec.convert(yaml.safe_load(text), list[Rule | _RuleText])
+        entries = msgspec.convert(yaml.safe_load(text), list[_RuleEntry | _RuleText])
     except yaml.MarkedYAMLError as error:
         line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ValueError(f"not YAML: {error.problem}{line}; {way_out}") from None
     except (yaml.YAMLError, msgspec.ValidationError) as error:
         raise ValueError(f"not a list of rules: {str(error).splitlines()[0]}; {way_out}") from None
-    return _without_repeats([Rule(entry) if isinstance(entry, str) else entry for entry in entries])
+    return _without_repeats([_RuleEntry(entry) if isinstance(entry, str) else entry for entry in entries])
 
 
-def _without_repeats(entries: list[Rule]) -> tuple[Rule, ...]:
+def _without_repeats(entries: list[_RuleEntry]) -> tuple[Rule, ...]:
     # X keeps a value once and refuses it a second time, whatever its tag. YAML's folded texts end with a line break.
     rules = tuple(Rule(entry.value.strip(), entry.tag) for entry in entries)
     seen: dict[str, int] = {}
@@ -213,7 +204,7 @@ def _without_repeats(entries: list[Rule]) -> tuple[Rule, ...]:
 
 
 def _show_rules(rules: tuple[Rule, ...]) -> str:
-    return msgspec.json.encode(rules).decode() if rules else ""
+    return msgspec.json.encode([_RuleEntry(rule.value, rule.tag) for rule in rules]).decode() if rules else ""
 
 
 def _optional(reader: Reader) -> Reader:
@@ -372,7 +363,7 @@ def load(environ: Mapping[str, str]) -> Settings:
             faults += error.args
             values[setting.attribute] = None  # it is there, if badly: no second fault for its absence
     given = {attribute: value for attribute, value in values.items() if value is not MISSING}
-    faults += _contradictions(given)
+    faults += [PREFIX + fault for fault in _contradictions(given)]
     if faults:
         raise ConfigError(faults)
     return Settings(**given)
@@ -402,59 +393,50 @@ def _value(setting: _Setting, environ: Mapping[str, str]) -> Any:
         raise ValueError(*(f"{name}: {fault}" for fault in error.args)) from None
 
 
-def _contradictions(given: Mapping[str, Any]) -> list[str]:
-    """Find what is missing, or does not go together, among the settings that are there."""
-    faults = []
-    source = given.get("source", "filtered")
+def _contradictions(given: Mapping[str, Any]) -> Iterator[str]:
+    """Find what is missing, or does not go together, among the settings that are there; faulty ones are None."""
+    source, partition = given.get("source", "filtered"), given.get("partition")
+    token, key, secret = (name in given for name in ("bearer_token", "api_key", "api_key_secret"))
     if "stream" not in given:
-        faults.append(f"{PREFIX}STREAM: not set; write the name or the ARN of the Kinesis stream")
-    if source != "stdin":
-        pair = [name for name in ("api_key", "api_key_secret") if name in given]
-        if "bearer_token" in given and pair:
-            faults.append(f"{PREFIX}BEARER_TOKEN: set together with {PREFIX}{pair[0].upper()}; remove one of them")
-        elif pair == ["api_key"]:
-            faults.append(f"{PREFIX}API_KEY_SECRET: not set, but {PREFIX}API_KEY is; write the secret of that key")
-        elif pair == ["api_key_secret"]:
-            faults.append(f"{PREFIX}API_KEY: not set, but {PREFIX}API_KEY_SECRET is; write the key of that secret")
-        elif "bearer_token" not in given and not pair:
-            faults.append(
-                f"{PREFIX}BEARER_TOKEN: not set; write the app-only token of X, or set {PREFIX}API_KEY"
-                f" and {PREFIX}API_KEY_SECRET"
-            )
-    if source not in {None, "filtered", "stdin"} and "rules" in given:
-        faults.append(f"{PREFIX}RULES: SOURCE={source} takes no rules; remove them, or write SOURCE=filtered")
-    if source in SOURCES:
-        faults += _contradictions_of_x(source, given)
-    return faults
-
-
-def _contradictions_of_x(source: str, given: Mapping[str, Any]) -> list[str]:
-    faults = []
-    most, partition = SOURCES[source].partitions, given.get("partition")
+        yield "STREAM: not set; write the name or the ARN of the Kinesis stream"
+    if source == "stdin":
+        return
+    if token and (key or secret):
+        yield f"BEARER_TOKEN: set together with {PREFIX}API_KEY{'' if key else '_SECRET'}; remove one of them"
+    elif key and not secret:
+        yield f"API_KEY_SECRET: not set, but {PREFIX}API_KEY is; write the secret of that key"
+    elif secret and not key:
+        yield f"API_KEY: not set, but {PREFIX}API_KEY_SECRET is; write the key of that secret"
+    elif not token and not key:
+        other = f"{PREFIX}API_KEY and {PREFIX}API_KEY_SECRET"
+        yield f"BEARER_TOKEN: not set; write the app-only token of X, or set {other}"
+    if source is None:
+        return
+    if source != "filtered" and "rules" in given:
+        yield f"RULES: SOURCE={source} takes no rules; remove them, or write SOURCE=filtered"
+    most = SOURCES[source].partitions
     if most and "partition" not in given:
-        faults.append(f"{PREFIX}PARTITION: not set, and SOURCE={source} is dealt out; write a number from 1 to {most}")
+        yield f"PARTITION: not set, and SOURCE={source} is dealt out; write a number from 1 to {most}"
     elif not most and partition is not None:
-        faults.append(f"{PREFIX}PARTITION: SOURCE={source} has no partitions; remove it")
+        yield f"PARTITION: SOURCE={source} has no partitions; remove it"
     elif partition is not None and partition > most:
-        faults.append(f"{PREFIX}PARTITION: SOURCE={source} has {most} partitions; write a number from 1 to {most}")
-    key, wanted = given.get("partition_key", "author_id"), given.get("tweet_fields")
-    if wanted is not None and key in PARTITION_KEYS and key not in {"id", *wanted}:
-        faults.append(f"{PREFIX}TWEET_FIELDS: lacks {key}, which {PREFIX}PARTITION_KEY keeps in order; add it")
+        yield f"PARTITION: SOURCE={source} has {most} partitions; write a number from 1 to {most}"
+    ordered_by, asked_for = given.get("partition_key", "author_id"), given.get("tweet_fields")
+    if asked_for is not None and ordered_by in PARTITION_KEYS and ordered_by not in {"id", *asked_for}:
+        yield f"TWEET_FIELDS: lacks {ordered_by}, which {PREFIX}PARTITION_KEY keeps in order; add it"
     if given.get("monthly_posts") is not None and "journal" in given and given["journal"] is None:
-        faults.append(
-            f"{PREFIX}MONTHLY_POSTS: {PREFIX}JOURNAL is off, so each restart would count from 0; write a directory"
-        )
-    return faults
+        yield f"MONTHLY_POSTS: {PREFIX}JOURNAL is off, so each restart would count from 0; write a directory"
 
 
 def _unknown_names(environ: Mapping[str, str]) -> list[str]:
-    known = list(_names())
+    known = {setting.name for setting in _TABLE}
+    known |= {f"{setting.name}_FILE" for setting in _TABLE if setting.reader.parse_file is not None}
     faults = []
     for name in sorted(environ):
         if not name.startswith(PREFIX) or name in known or _is_of_kubernetes(name, environ[name]):
             continue
         # Compared without the prefix, which would make all of them alike.
-        near = difflib.get_close_matches(name[len(PREFIX) :], [other[len(PREFIX) :] for other in known], 1)
+        near = difflib.get_close_matches(name[len(PREFIX) :], sorted(other[len(PREFIX) :] for other in known), 1)
         hint = f"did you mean {PREFIX}{near[0]}?" if near else "remove it; docs/configuration.md lists all names"
         faults.append(f"{name}: no such setting; {hint}")
     return faults
@@ -466,13 +448,6 @@ def _is_of_kubernetes(name: str, value: str) -> bool:
     if re.fullmatch(PREFIX + injected, name):
         return True
     return name.endswith("_PORT") and re.match(r"(tcp|udp|sctp)://", value) is not None
-
-
-def _names() -> Iterator[str]:
-    for setting in _TABLE:
-        yield setting.name
-        if setting.reader.parse_file is not None:
-            yield f"{setting.name}_FILE"
 
 
 def describe(settings: Settings) -> str:

@@ -109,7 +109,7 @@ class Source:
         self._watch.rejected = intake.reject
         await self._insist(self._token.get)
         if self._settings.rules:
-            log_changes(await self._insist(lambda: self._sync(wanted_rules(self._read_settings()))))
+            log_changes(await self._insist(lambda: self._sync(self._read_settings().rules)))
             self._keeper = RulesKeeper(self._read_rules, self._stamp_rules, self._sync, self._rules_changed)
         partition = f"?partition={self._settings.partition}" if self._settings.partition else ""
         self._stream = Stream(
@@ -212,9 +212,9 @@ class Source:
             log.warning("settings_not_read", faults=error.faults, way_out="mend them; those of before are used")
             return self._settings
 
-    def _read_rules(self) -> list[Rule]:
+    def _read_rules(self) -> Sequence[Rule]:
         try:
-            return wanted_rules(load(self._environ))
+            return load(self._environ).rules
         except ConfigError as error:
             raise ValueError(*error.faults) from None
 
@@ -261,8 +261,3 @@ def bearer(
         rng=rng,
         on_new=on_new,
     )
-
-
-def wanted_rules(settings: Settings) -> list[Rule]:
-    """Give the rules that the settings want."""
-    return [Rule(rule.value, rule.tag) for rule in settings.rules]
