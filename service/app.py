@@ -52,7 +52,7 @@ NO_ROOM = {DropReason.MEMORY_FULL, DropReason.JOURNAL_FULL, DropReason.DISK_FAIL
 
 # OpenTelemetry's own; one of them says that traces are wanted.
 TRACE_SETTINGS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-# AWS' own have 40 characters and more.
+# AWS' own have 40 characters and more. Those that stand-ins take are short, open nothing, and would blot out words.
 SHORTEST_AWS_SECRET = 16
 
 log = structlog.get_logger()
@@ -74,15 +74,10 @@ class Daemon:
         self._settings = settings
         self._environ = environ
         self._stdin = stdin
-        self._region = environ.get("AWS_REGION") or None
         self._started_at = time.time()
         self._rng = random.Random()  # noqa: S311 - jitter, not secrets
-        secrets = [settings.bearer_token, settings.api_key, settings.api_key_secret]
-        known = [secret.reveal() for secret in secrets if secret]
-        of_aws = [environ.get(name, "") for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")]
-        # Those that stand-ins take are short, open nothing, and would blot out words.
-        known += [text for text in of_aws if len(text) >= SHORTEST_AWS_SECRET]
-        self._redactor = logs.configure(settings.log_level, settings.log_format, secrets=known)
+        secrets = _secrets(settings, environ)
+        self._redactor = logs.configure(settings.log_level, settings.log_format, secrets=secrets)
         registry = new_registry()
         self._metrics = Metrics(registry)
         self._health = Health(["stream", "kinesis", "buffer"])
@@ -126,7 +121,8 @@ class Daemon:
                 await stack.enter_async_context(self._admin)
                 await self._open_journal(stack)
                 self._open_source()
-                kinesis = await stack.enter_async_context(Kinesis(self._settings.stream, region=self._region))
+                region = self._environ.get("AWS_REGION") or None
+                kinesis = await stack.enter_async_context(Kinesis(self._settings.stream, region=region))
                 await kinesis.probe()
                 sender = Sender(
                     self._producer,
@@ -141,7 +137,7 @@ class Daemon:
             except (AdminError, JournalError, KinesisError) as error:
                 raise StartError(str(error)) from None
             self._health.set("kinesis", ok=True)
-            self._look()
+            self._check_room()
             if facts.ignores_keys:
                 log.warning("order_not_kept", stream=facts.name, reason="the stream spreads records by itself (AUTO)")
             log.info("started", stream=facts.name, http_port=self._admin.port, source=self._settings.source)
@@ -323,13 +319,13 @@ class Daemon:
             due = now() + LOOK_SECONDS
             await asyncio.sleep(LOOK_SECONDS)
             self._metrics.loop_delay(now() - due)
-            self._look()
+            self._check_room()
             self._board.add(self._metrics.look())
             looks += 1
             if looks % (PROGRESS_SECONDS // LOOK_SECONDS) == 0:
                 log.info("progress", **self._board.summary(self._metrics.look()))
 
-    def _look(self) -> None:
+    def _check_room(self) -> None:
         """Set whether there is a place for what comes."""
         journal, reason = self._journal, ""
         if journal is not None:
@@ -340,6 +336,13 @@ class Daemon:
         elif not self._producer.has_room:
             reason = "MILLRACE_MEMORY_LIMIT is reached and MILLRACE_JOURNAL is off: new posts are dropped"
         self._health.set("buffer", not reason, reason)
+
+
+def _secrets(settings: Settings, environ: Mapping[str, str]) -> list[str]:
+    of_x = [settings.bearer_token, settings.api_key, settings.api_key_secret]
+    of_aws = [environ.get(name, "") for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")]
+    known = [secret.reveal() for secret in of_x if secret]
+    return known + [text for text in of_aws if len(text) >= SHORTEST_AWS_SECRET]
 
 
 def _stop_event() -> asyncio.Event:

@@ -216,7 +216,7 @@ class Metrics:
         """Posts have left the buffer that are not known one by one any more."""
         self._dropped.labels(reason.value).inc(posts)
 
-    def lag(self, seconds: float, posts: int = 1) -> None:
+    def lag(self, seconds: float, posts: int) -> None:
         """Posts have come that were written `seconds` ago."""
         self._lag.observe(seconds, posts)
 

@@ -169,7 +169,7 @@ class TestBuffer:
         """The readiness names the setting, from the moment on when the limit is near."""
         daemon = daemon_of(SOURCE="stdin", JOURNAL_LIMIT="1MiB")
         daemon._journal = disk  # type: ignore[assignment]
-        daemon._look()
+        daemon._check_room()
         assert daemon._health.checks["buffer"][:2] == (not reason, reason)
 
     async def test_what_a_failed_disk_had(self, tmp_path: Path, said: Callable[[], dict[str, dict[str, Any]]]) -> None:
@@ -185,7 +185,7 @@ class TestBuffer:
         daemon = daemon_of(SOURCE="stdin", MEMORY_LIMIT="1MiB")
         producer = daemon._producer
         producer.on_shards([Shard("a", 0, HASH_KEYS - 1)], 0.0)
-        daemon._look()
+        daemon._check_room()
         assert daemon._health.checks["buffer"].ok
         while producer.has_room:
             look = daemon._metrics.look()
@@ -193,8 +193,16 @@ class TestBuffer:
             producer.offer([Post(b"x" * 1000, "1", b"key", 0.0)], 0.0)
         look = daemon._metrics.look()
         assert look.buffer.bytes >= look.buffer.limit
-        daemon._look()
+        daemon._check_room()
         assert daemon._health.checks["buffer"].reason.startswith("MILLRACE_MEMORY_LIMIT is reached")
+
+
+async def test_secrets() -> None:
+    """Those of X and of AWS are blotted out wherever something is shown; what is too short for one of AWS is a word."""
+    environ = {"MILLRACE_STREAM": "posts", "MILLRACE_API_KEY": "a-key", "MILLRACE_API_KEY_SECRET": "a-secret"}
+    of_aws = {"AWS_SECRET_ACCESS_KEY": "0123456789abcdef", "AWS_SESSION_TOKEN": "test"}
+    daemon = Daemon(load(environ), environ | of_aws)
+    assert daemon._redactor.clean(b"a-key a-secret 0123456789abcdef test") == b"*** *** *** test"
 
 
 @pytest.mark.parametrize(
