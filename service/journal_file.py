@@ -117,7 +117,14 @@ class JournalFile:
                 numbers = [(number,) for number in batch.deletes]
                 database.executemany("DELETE FROM chunk WHERE number = ?", numbers)
                 database.executemany("DELETE FROM done WHERE number = ?", numbers)
-            sizes = {number: self._write_anew(database, number, flags) for number, flags in batch.sweeps}
+            sizes = {}
+            for number, flags in batch.sweeps:
+                found = database.execute("SELECT * FROM chunk WHERE number = ?", (number,)).fetchone()
+                # Not there if a read has set the file aside since the batch was made.
+                if found is not None:
+                    row = Stored.decode(*found, flags).row().encode()
+                    database.execute("INSERT OR REPLACE INTO chunk VALUES (?, ?, ?)", row)
+                    sizes[number] = len(row[2])
             done = [*batch.done, *((row.number, row.flags) for row in batch.rows if row.flags)]
             database.executemany("INSERT OR REPLACE INTO chunk VALUES (?, ?, ?)", map(Row.encode, batch.rows))
             database.executemany("INSERT OR REPLACE INTO done VALUES (?, ?)", done)
@@ -219,13 +226,6 @@ class JournalFile:
             " damaged one the .recover of the sqlite3 shell may save posts",
         )
         return DamagedError(f"{error}; set aside as {path}")
-
-    @staticmethod
-    def _write_anew(database: sqlite3.Connection, number: int, flags: bytes) -> int:
-        lengths, lines = database.execute("SELECT lengths, lines FROM chunk WHERE number = ?", (number,)).fetchone()
-        row = Stored.decode(number, lengths, lines, flags).row().encode()
-        database.execute("INSERT OR REPLACE INTO chunk VALUES (?, ?, ?)", row)
-        return len(row[2])
 
     @staticmethod
     def _shrink(database: sqlite3.Connection, free_bytes: int) -> None:

@@ -364,15 +364,15 @@ class TestFailingDisk:
             assert [b"hangs", line] == [line for _, line in await read_all(journal)]
 
     async def test_a_real_limit_of_the_system(self, tmp_path: Path) -> None:
-        """A file that may not grow any more (RLIMIT_FSIZE) is a failing disk, and heals when it may."""
+        """A file that may not grow (RLIMIT_FSIZE) is a failing disk, heals when it may, and is taken up meanwhile."""
         program = f"""
-import asyncio, json, resource
+import asyncio, json, resource, shutil
 from pathlib import Path
 from service.journal import Journal
 from service.journal_file import JournalFile
 
 async def main():
-    journal = await Journal.open(JournalFile(Path({str(tmp_path)!r})), 1 << 30, on_shed=print)
+    journal = await Journal.open(JournalFile(Path({str(tmp_path / "journal")!r})), 1 << 30, on_shed=print)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, resource.RLIM_INFINITY))
     taken = []
     for number in range(8):
@@ -381,7 +381,11 @@ async def main():
     failed = journal.trouble
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     await journal.flush()
-    print(json.dumps([taken, failed, journal.trouble, journal.backlog]), flush=True)
+    copy = Path(shutil.copytree({str(tmp_path / "journal")!r}, {str(tmp_path / "copy")!r}))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
+    other = await Journal.open(JournalFile(copy), 1 << 30, on_shed=print)
+    read = [position for position, _ in await other.read(1 << 30)]
+    print(json.dumps([taken, failed, journal.trouble, journal.backlog, read]), flush=True)
     await asyncio.Event().wait()
 
 asyncio.run(main())
@@ -392,12 +396,13 @@ asyncio.run(main())
             async for output in process.stdout:
                 if output.startswith(b"["):
                     break
-            taken, failed, healed, backlog = json.loads(output)
+            taken, failed, healed, backlog, read = json.loads(output)
             process.send_signal(signal.SIGKILL)
             await process.wait()
         assert failed
         assert (healed, backlog) == ("", 8)
-        async with opened(tmp_path) as journal:
+        assert taken == read
+        async with opened(tmp_path / "journal") as journal:
             assert list(zip(taken, [b"%d" % number * 100_000 for number in range(8)], strict=True)) == await read_all(
                 journal
             )

@@ -82,6 +82,12 @@ class TestRows:
             assert file.write(Batch([], [], [(0, b"\1\0")], [(0, b"\1\0")])) == {0: 3}
         assert reopened(tmp_path) == (Contents(1, 3, 0, 1), [Row(0, [b"", b"bbb"], b"\1\0")])
 
+    def test_a_row_that_is_gone_is_not_written_anew(self, tmp_path: Path) -> None:
+        """A read has set the file aside as damaged since the transaction was made: the rest of it is done."""
+        with opened(tmp_path) as file:
+            assert file.write(Batch([Row(7, [b"a"], b"")], [], [], [(0, b"\1\0")])) == {}
+        assert reopened(tmp_path)[1] == [Row(7, [b"a"], b"")]
+
     def test_a_read_stops_at_its_limit(self, tmp_path: Path) -> None:
         """It gives at least one row, and no more than the row that reaches the limit."""
         with opened(tmp_path) as file:
