@@ -155,12 +155,6 @@ def test_a_terminal_gets_a_line_a_post(console: Console) -> None:
     assert console.output == "2026-11-23 13:00:00  @miller  one two [31m cafe\u0301\n"
 
 
-def test_a_terminal_s_line_is_never_too_wide(console: Console) -> None:
-    """Japanese takes two columns a character: the line is cut where the terminal ends."""
-    assert console.run("get", "1", columns=45) == 0
-    assert console.output == "2026-11-23 14:20:00  @miller  今日は良い天気…\n"
-
-
 def test_the_table_may_be_named_before_or_after_the_command(console: Console) -> None:
     """--table wins over the environment, wherever it stands."""
     for arguments in (("--table", console.table, "get", "1"), ("get", "1", "--table", console.table)):

@@ -1,5 +1,4 @@
 import base64
-import functools
 import io
 import json
 import subprocess
@@ -131,16 +130,6 @@ class TestTheWholeWay:
         }
         assert counts(house.log[0]) == (8, 5, 1, 2, 0)
 
-    def test_a_replay_changes_nothing(self) -> None:
-        """The same event again leaves the same items and the same quarantine."""
-        house = House()
-        house.process(*BATCH["Records"])
-        before = dict(house.table.items), dict(house.shelf.objects)
-
-        house.process(*BATCH["Records"])
-
-        assert before == (house.table.items, house.shelf.objects)
-
     def test_an_empty_batch_is_a_success(self) -> None:
         """A batch without records reports nothing."""
         house = House()
@@ -220,19 +209,6 @@ class TestDeleted:
         assert set(house.table.items) == {"2"}
         assert counts(house.log[1]) == (3, 1, 1, 0, 0)
         assert house.log[1]["Deleted"] == 1
-
-    def test_a_deletion_in_the_middle_of_an_invocation_counts(self) -> None:
-        """Between the put and the look, or before both, or after both: the post is gone in the end."""
-        for moment in ("before", "between", "after"):
-            house = House()
-            if moment == "before":
-                house.table.bury("1")
-            if moment == "between":
-                house.table.before_look = functools.partial(house.table.bury, "1")
-            assert house.process(record(1, post(1))) is None
-            if moment == "after":
-                house.table.bury("1")
-            assert not house.table.items
 
     def test_what_could_not_be_looked_for_comes_again(self) -> None:
         """An item that was put, but not held against the tombstones in time, is reported."""
@@ -330,19 +306,19 @@ class TestPoison:
         assert house.process(record(1, post(1)), seconds=60) is None
         assert house.shelf.payloads == {post(1)}
 
-    @pytest.mark.parametrize("cut", range(1, 120))
-    def test_a_cut_aggregate_loses_no_whole_post(self, cut: int) -> None:
+    def test_a_cut_aggregate_loses_no_whole_post(self) -> None:
         """Wherever it is cut, the posts before the cut are stored, and the container is kept aside with its reason."""
         posts = [post(number) for number in range(3)]
         container = aggregate(*posts)
-        data = container[: len(container) - cut]
-        house = House()
+        for length in range(len(container) - 120, len(container)):
+            data = container[:length]
+            house = House()
 
-        assert house.process(record(1, data)) is None
-        assert set(house.table.items) == {str(number) for number, line in enumerate(posts) if line in data}
-        documents = [document for document in house.shelf.objects.values() if document["position"] is None]
-        assert [base64.b64decode(document["data"]) for document in documents] == [data]
-        assert "the digest does not fit the content" in documents[0]["reason"]
+            assert house.process(record(1, data)) is None
+            assert set(house.table.items) == {str(number) for number, line in enumerate(posts) if line in data}
+            documents = [document for document in house.shelf.objects.values() if document["position"] is None]
+            assert [base64.b64decode(document["data"]) for document in documents] == [data]
+            assert "the digest does not fit the content" in documents[0]["reason"]
 
     def test_the_quarantine_keeps_to_the_time_too(self) -> None:
         """With no time left nothing is begun, and the record is reported."""
