@@ -149,11 +149,10 @@ def main() -> int:
     parser.add_argument("--shards", type=int, default=64)
     parser.add_argument("--rate", type=float, default=50_000.0, help="posts a second; more fill larger containers")
     parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--posts", type=int, default=_POSTS, help="how many")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "posts"
-        posts.write(path, options.posts)
+        posts.write(path, _POSTS)
         data = path.read_bytes()
     chunks = [data[start : start + _CHUNK_BYTES] for start in range(0, len(data), _CHUNK_BYTES)]
     ours, least = Clock(), Clock()
@@ -162,10 +161,10 @@ def main() -> int:
         road(ours, chunks, options.shards, options.rate)
         floor(least, chunks)
         gc.collect()
-    print(f"Microseconds of CPU a post of {len(data) / options.posts:,.0f} bytes, {options.shards} shards.\n")
-    print("\n".join(table(ours.totals(), options.posts)))
+    print(f"Microseconds of CPU a post of {len(data) / _POSTS:,.0f} bytes, {options.shards} shards.\n")
+    print("\n".join(table(ours.totals(), _POSTS)))
     print("\nthe floor\n")
-    print("\n".join(table(least.totals(), options.posts)))
+    print("\n".join(table(least.totals(), _POSTS)))
     return 0
 
 

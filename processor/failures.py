@@ -25,13 +25,12 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple, Protocol
 
+from processor.table import PARALLEL_CALLS
 from processor.wire import UserRecord
 
 # Seconds. S3 answers in a tenth of this; a call must end well before the function's own time-out.
 CONNECT_SECONDS = 1
 READ_SECONDS = 2
-# As many as the function has threads: urllib3 would warn of each connection more.
-CONNECTIONS = 16
 
 
 class Source(NamedTuple):
@@ -139,7 +138,7 @@ def connect_bucket(**location: Any) -> Any:
     config = Config(
         connect_timeout=CONNECT_SECONDS,
         read_timeout=READ_SECONDS,
-        max_pool_connections=CONNECTIONS,
+        max_pool_connections=PARALLEL_CALLS,
         retries={"mode": "standard", "total_max_attempts": 2},
     )
     return boto3.client("s3", config=config, **location)

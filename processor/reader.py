@@ -76,10 +76,8 @@ class TableReader:
     def newest_of_all(self, count: int, tag: str | None = None) -> list[Item]:
         """Return the newest items of the whole table, at most `count`. Reads, and costs, every item there is."""
         # A tombstone has no SortId.
-        request = self._filter(tag, "attribute_exists(SortId)")
-        with asking(self._name):
-            pages = self._client.get_paginator("scan").paginate(TableName=self._name, **request)
-            return nlargest(count, (plain(item) for page in pages for item in page["Items"]), key=_age)
+        pages = self._pages("scan", **self._filter(tag, "attribute_exists(SortId)"))
+        return nlargest(count, (plain(item) for page in pages for item in page["Items"]), key=_age)
 
     def count(self, hours: int, tag: str | None = None) -> int:
         """Return how many items there are of the last `hours`, and with `tag` where it is given."""
@@ -92,15 +90,14 @@ class TableReader:
 
     def ids_of_author(self, author_id: str) -> list[str]:
         """Return the ids of all items of an author, expired or not."""
-        with asking(self._name):
-            pages = self._client.get_paginator("query").paginate(
-                TableName=self._name,
-                IndexName="ByAuthor",
-                KeyConditionExpression="AuthorId = :author",
-                ExpressionAttributeValues={":author": {"S": author_id}},
-                ProjectionExpression="Id",
-            )
-            return [item["Id"]["S"] for page in pages for item in page["Items"]]
+        pages = self._pages(
+            "query",
+            IndexName="ByAuthor",
+            KeyConditionExpression="AuthorId = :author",
+            ExpressionAttributeValues={":author": {"S": author_id}},
+            ProjectionExpression="Id",
+        )
+        return [item["Id"]["S"] for page in pages for item in page["Items"]]
 
     def _buckets(self, hours: int) -> Iterator[list[str]]:
         # It begins an hour ahead: the clock of X may be a little before ours.
@@ -109,25 +106,24 @@ class TableReader:
             yield [bucket(timestamp, shard) for shard in range(self._shards)]
 
     def _query(self, index: str, key: str, value: str, tag: str | None, count: int) -> list[Item]:
-        request = self._question(index, key, value, tag)
         limit = {"MaxItems": count} if tag else {"MaxItems": count, "PageSize": count}
-        with asking(self._name):
-            pages = self._client.get_paginator("query").paginate(
-                **request, ScanIndexForward=False, PaginationConfig=limit
-            )
-            return [plain(entry) for page in pages for entry in page["Items"]]
+        question = self._question(index, key, value, tag)
+        pages = self._pages("query", **question, ScanIndexForward=False, PaginationConfig=limit)
+        return [plain(entry) for page in pages for entry in page["Items"]]
 
     def _count(self, index: str, key: str, value: str, tag: str | None) -> int:
-        request = self._question(index, key, value, tag)
+        pages = self._pages("query", **self._question(index, key, value, tag), Select="COUNT")
+        return sum(page["Count"] for page in pages)
+
+    def _pages(self, operation: str, **request: Any) -> Iterator[Any]:
         with asking(self._name):
-            pages = self._client.get_paginator("query").paginate(**request, Select="COUNT")
-            return sum(page["Count"] for page in pages)
+            yield from self._client.get_paginator(operation).paginate(TableName=self._name, **request)
 
     def _question(self, index: str, key: str, value: str, tag: str | None) -> dict[str, Any]:
         request = self._filter(tag)
         request["ExpressionAttributeNames"] = {"#key": key}
         request["ExpressionAttributeValues"][":value"] = {"S": value}
-        return {"TableName": self._name, "IndexName": index, "KeyConditionExpression": "#key = :value", **request}
+        return {"IndexName": index, "KeyConditionExpression": "#key = :value", **request}
 
     def _filter(self, tag: str | None, *more: str) -> dict[str, Any]:
         conditions = [ALIVE, *more]

@@ -183,7 +183,7 @@ class TableWriter:
         suspects: set[str] = set()
 
         def send(client: Client, keys: Sequence[str]) -> _Answer:
-            answer = self._write(client, [puts[key] for key in keys], keys, _put_key)
+            answer = self._write(client, [puts[key] for key in keys], keys)
             if answer.refusal is None:
                 return answer
             if len(keys) > 1:
@@ -237,9 +237,7 @@ class TableWriter:
             tally.retried += len(keys)
         return set(keys)
 
-    def _write(
-        self, client: Client, requests: Sequence[bytes], keys: Sequence[str], key_of: Callable[[Any], str]
-    ) -> _Answer:
+    def _write(self, client: Client, requests: Sequence[bytes], keys: Sequence[str]) -> _Answer:
         body = (
             f'{{"RequestItems":{{{json.dumps(self._name)}:['.encode()
             + b",".join(requests)
@@ -251,13 +249,13 @@ class TableWriter:
             if error.code in INVALID:
                 return _Answer(keys, refusal=str(error))
             raise
-        left = [key_of(request) for request in answer.get("UnprocessedItems", {}).get(self._name, ())]
+        left = [_key_of(request) for request in answer.get("UnprocessedItems", {}).get(self._name, ())]
         units = sum(table["CapacityUnits"] for table in answer.get("ConsumedCapacity", ()))
         return _Answer(left, "UnprocessedItems" if left else None, units=units)
 
     def _delete(self, client: Client, keys: Sequence[str]) -> _Answer:
         requests = [f'{{"DeleteRequest":{{"Key":{to_json({"Id": key})}}}}}'.encode() for key in keys]
-        answer = self._write(client, requests, keys, _deleted_key)
+        answer = self._write(client, requests, keys)
         # The keys are those of items that were put: a refusal is no fault of theirs.
         return answer if answer.refusal is None else _Answer(keys, answer.refusal.partition(":")[0])
 
@@ -286,13 +284,9 @@ class TableWriter:
 _TOO_LATE = "TooLate"
 
 
-def _put_key(request: Any) -> str:
-    key: str = request["PutRequest"]["Item"]["Id"]["S"]
-    return key
-
-
-def _deleted_key(request: Any) -> str:
-    key: str = request["DeleteRequest"]["Key"]["Id"]["S"]
+def _key_of(request: Any) -> str:
+    (action,) = request.values()
+    key: str = action.get("Item", action.get("Key"))["Id"]["S"]
     return key
 
 

@@ -176,7 +176,6 @@ def test_the_table_may_be_named_before_or_after_the_command(console: Console) ->
         (["delete", "1"], {"TABLE": "elsewhere"}, "table elsewhere: there is no such table"),
         (["delete", "1"], {"AWS_ENDPOINT_URL_DYNAMODB": "there"}, "'there': set it to http(s)://host:port"),
         (["latest"], {"AWS_ENDPOINT_URL_DYNAMODB": "there"}, "'there': set it to http(s)://host:port"),
-        (["redrive", "s3://bucket"], {"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:1"}, "nothing answers there; check"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_exit_code_2(
