@@ -119,10 +119,11 @@ class JournalFile:
                 database.executemany("DELETE FROM done WHERE number = ?", numbers)
             sizes = {}
             for number, flags in batch.sweeps:
-                found = database.execute("SELECT * FROM chunk WHERE number = ?", (number,)).fetchone()
+                found = database.execute("SELECT lengths, lines FROM chunk WHERE number = ?", (number,)).fetchone()
                 # Not there if a read has set the file aside since the batch was made.
                 if found is not None:
-                    row = Stored.decode(*found, flags).row().encode()
+                    lengths, lines = found
+                    row = Stored.decode(number, lengths, lines, flags).row().encode()
                     database.execute("INSERT OR REPLACE INTO chunk VALUES (?, ?, ?)", row)
                     sizes[number] = len(row[2])
             done = [*batch.done, *((row.number, row.flags) for row in batch.rows if row.flags)]
