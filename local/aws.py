@@ -43,7 +43,7 @@ async def serve(options: argparse.Namespace) -> None:
         mapping = process("mapping", mapping_command(options.directory, *urls), "--port", str(options.port))
         stack.push_async_callback(mapping.stop)
         await mapping.start()
-        print(f"AWS stand-ins: stream {STREAM} at {kinesis.url}, table {TABLE} at {table.url}", flush=True)
+        print(f"AWS stand-ins: stream {STREAM} at {kinesis.url} and table {TABLE} at {table.url}", flush=True)
         while not stopped.is_set():
             try:
                 async with asyncio.timeout(CHECK_SECONDS):

@@ -230,6 +230,8 @@ async def _watch(pipeline: Pipeline, view: View, seconds: float, console: Consol
             while pending and pending[0][0] <= now:
                 _, view.trouble, act = pending.pop(0)
                 await act(pipeline)
+                # Each has a line, even if the next comes soon.
+                last_line = 0.0
             if not pending and not seconds:
                 pending = _troubles(ROUND_SECONDS, now)
             await view.look(pipeline, now - last_look)

@@ -52,7 +52,6 @@ OWNERS = {
 # They start processes and put them together: the pipeline's test runs them as such.
 PIPELINE = "tests/integration/test_pipeline.py"
 TESTED_ELSEWHERE = {
-    "local/demo.py": PIPELINE,
     "local/pipeline.py": PIPELINE,
     "processor/__main__.py": "tests/processor/test_console.py",
 }

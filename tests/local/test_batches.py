@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -52,6 +52,13 @@ def queue_of(count: int, queue_settings: MappingSettings = SETTINGS, now: float 
     for record in records(range(1, count + 1)):
         queue.add(record, now)
     return queue
+
+
+def taken(queue: BatchQueue, now: float) -> list[int]:
+    """The sequence numbers of the batch that is due."""
+    batch = queue.take(now)
+    assert batch is not None
+    return numbers(batch)
 
 
 def run(queue: BatchQueue, handler: Callable[[list[int]], Answer]) -> tuple[list[list[int]], list[list[int]]]:
@@ -114,15 +121,11 @@ class TestBatching:
         queue.add(records([2])[0], 103.0)
         assert queue.take(104.9) is None
         assert queue.next_time == 105.0
-        batch = queue.take(105.0)
-        assert batch is not None
-        assert numbers(batch) == [1, 2]
+        assert taken(queue, 105.0) == [1, 2]
 
     def test_a_full_batch_does_not_wait(self) -> None:
         """A batch of BatchSize is sent at once, whatever the window."""
-        batch = queue_of(2, replace(SETTINGS, window_seconds=300, batch_size=2)).take(0.0)
-        assert batch is not None
-        assert numbers(batch) == [1, 2]
+        assert taken(queue_of(2, replace(SETTINGS, window_seconds=300, batch_size=2)), 0.0) == [1, 2]
 
     def test_the_next_window_opens_when_the_invocation_ends(self) -> None:
         """Records that came during an invocation wait for a window from its end on."""
@@ -142,25 +145,13 @@ class TestBatching:
         assert queue.is_done
 
     def test_six_megabytes(self) -> None:
-        """An event stays within 6 MB, and fills it as far as whole records go."""
-        queue = BatchQueue(SETTINGS, lambda: 1.0)
-        for record in records(range(10), size=1_400_000):
-            queue.add(record, 0.0)
-        batch = queue.take(0.0)
-        assert batch is not None
-        assert len(batch.records) == 4
-        assert len(lambda_event(batch.records)) <= EVENT_BYTES < len(lambda_event(records(range(5), size=1_400_000)))
-
-    def test_exactly_six_megabytes(self) -> None:
         """Two records that fill the event to the last byte go together; one byte more and they do not."""
         room = EVENT_BYTES - len(lambda_event(records([1, 2], size=0)))
         for size, together in ((room - 100, 2), (room - 99, 1)):
             queue = BatchQueue(SETTINGS, lambda: 1.0)
             queue.add(records([1], size=100)[0], 0.0)
             queue.add(records([2], size=size)[0], 0.0)
-            batch = queue.take(0.0)
-            assert batch is not None
-            assert len(batch.records) == together
+            assert len(taken(queue, 0.0)) == together
 
     def test_a_full_queue_says_so(self) -> None:
         """A queue with a whole batch is full, by number or by size, and is not when the batch is out."""
@@ -317,9 +308,7 @@ class TestAge:
         assert given_up.condition == "RecordAgeExceeded"
         assert numbers(given_up.batch) == [1, 2]
         assert queue.expire(161.0) is None
-        batch = queue.take(161.0)
-        assert batch is not None
-        assert numbers(batch) == [3]
+        assert taken(queue, 161.0) == [3]
 
     def test_too_old_while_it_fails(self) -> None:
         """A record that keeps failing is given up when it is too old, with the number of its invocations."""
@@ -360,27 +349,29 @@ class TestReshard:
         {"ShardId": "2", "ParentShardId": "0", "AdjacentParentShardId": "1"},
     )
 
-    def test_children_wait_for_their_parent(self) -> None:
-        """After a split the children are read only when the parent is done."""
-        assert startable(self.SPLIT, [], []) == ["0"]
-        assert startable(self.SPLIT, ["0"], []) == []
-        assert startable(self.SPLIT, ["0"], ["0"]) == ["1", "2"]
-        assert startable(self.SPLIT, ["0", "1"], ["0"]) == ["2"]
-
-    def test_a_merged_shard_waits_for_both(self) -> None:
-        """After a merge the child is read only when both parents are done."""
-        assert startable(self.MERGE, ["0", "1"], ["0"]) == []
-        assert startable(self.MERGE, ["0", "1"], ["0", "1"]) == ["2"]
-
-    def test_a_parent_that_is_gone_is_not_waited_for(self) -> None:
-        """A parent that the stream has forgotten, because all its records are too old, holds nobody up."""
-        assert startable(self.SPLIT[1:], [], []) == ["1", "2"]
-
-    def test_grandchildren_wait_too(self) -> None:
-        """A shard whose parent itself still waits is not read."""
-        shards = [*self.SPLIT, {"ShardId": "3", "ParentShardId": "1"}]
-        assert startable(shards, [], []) == ["0"]
-        assert startable(shards, ["0"], ["0"]) == ["1", "2"]
+    @pytest.mark.parametrize(
+        ("shards", "started", "done", "next_ones"),
+        [
+            # After a split the children wait for their parent,
+            (SPLIT, [], [], ["0"]),
+            (SPLIT, ["0"], [], []),
+            (SPLIT, ["0"], ["0"], ["1", "2"]),
+            (SPLIT, ["0", "1"], ["0"], ["2"]),
+            # and after a merge for both parents,
+            (MERGE, ["0", "1"], ["0"], []),
+            (MERGE, ["0", "1"], ["0", "1"], ["2"]),
+            # but not for one that the stream has forgotten, because all its records are too old.
+            (SPLIT[1:], [], [], ["1", "2"]),
+            # Grandchildren wait too.
+            ((*SPLIT, {"ShardId": "3", "ParentShardId": "1"}), [], [], ["0"]),
+            ((*SPLIT, {"ShardId": "3", "ParentShardId": "1"}), ["0"], ["0"], ["1", "2"]),
+        ],
+    )
+    def test_a_shard_waits_for_its_parents(
+        self, shards: Sequence[dict[str, str]], started: list[str], done: list[str], next_ones: list[str]
+    ) -> None:
+        """It is read only when those that it was made from are done."""
+        assert startable(shards, started, done) == next_ones
 
 
 class TestFailureRecord:

@@ -45,6 +45,15 @@ async def opened(api: XApi, path: str, token: str = "t", **query: str) -> AsyncI
         yield response.content
 
 
+@asynccontextmanager
+async def reading(source: Words, **settings: Any) -> AsyncIterator[tuple[XApi, aiohttp.StreamReader]]:
+    """Serve with a rule for water, and read the filtered stream."""
+    async with XApi(source, Settings(**settings)) as api:
+        add(api, {"value": "water"})
+        async with opened(api, FILTERED_PATH) as stream:
+            yield api, stream
+
+
 async def read(stream: aiohttp.StreamReader, number: int) -> list[dict[str, Any]]:
     """Read some posts."""
     return [json.loads(await stream.readuntil(b"\r\n")) for _ in range(number)]
@@ -76,15 +85,13 @@ async def test_line_names_all_rules_that_match() -> None:
 
 async def test_changed_rules_hold_for_open_streams() -> None:
     """A rule that is added or deleted needs no new connection."""
-    async with XApi(Words("water", "land"), Settings(rate=0)) as api:
-        add(api, {"value": "water"})
-        async with opened(api, FILTERED_PATH) as stream:
-            assert (await read(stream, 1))[0]["data"]["text"] == "water"
-            api.rules.change(None, dry_run=False, delete_all=True)
-            (land,) = add(api, {"value": "land"})
-            while (post := (await read(stream, 1))[0])["data"]["text"] == "water":
-                pass
-            assert post["matching_rules"] == [{"id": land, "tag": ""}]
+    async with reading(Words("water", "land"), rate=0) as (api, stream):
+        assert (await read(stream, 1))[0]["data"]["text"] == "water"
+        api.rules.change(None, dry_run=False, delete_all=True)
+        (land,) = add(api, {"value": "land"})
+        while (post := (await read(stream, 1))[0])["data"]["text"] == "water":
+            pass
+        assert post["matching_rules"] == [{"id": land, "tag": ""}]
 
 
 async def test_match_all_needs_no_match() -> None:
@@ -127,10 +134,8 @@ async def test_each_connection_has_a_row_of_its_own() -> None:
 
 async def test_nothing_falls_due_before_the_first_connection() -> None:
     """The first post that anybody could have is the first of the source."""
-    async with XApi(Words("water"), Settings(rate=1000)) as api:
-        add(api, {"value": "water"})
-        async with opened(api, FILTERED_PATH) as stream:
-            assert (await read(stream, 1))[0]["data"]["id"] == "1"
+    async with reading(Words("water"), rate=1000) as (_, stream):
+        assert (await read(stream, 1))[0]["data"]["id"] == "1"
 
 
 async def test_posts_without_a_connection_are_unsent() -> None:
@@ -172,36 +177,30 @@ async def test_orderly_end_loses_nothing_with_rate_zero() -> None:
 
 async def test_rate_is_kept() -> None:
     """Two hundred posts a second take a quarter of a second for fifty."""
-    async with XApi(Words("water"), Settings(rate=200, limit=50)) as api:
-        add(api, {"value": "water"})
-        async with opened(api, FILTERED_PATH) as stream:
-            begun = asyncio.get_running_loop().time()
-            await read(stream, 50)
-            assert 0.2 < asyncio.get_running_loop().time() - begun < 10
+    async with reading(Words("water"), rate=200, limit=50) as (_, stream):
+        begun = asyncio.get_running_loop().time()
+        await read(stream, 50)
+        assert 0.2 < asyncio.get_running_loop().time() - begun < 10
 
 
 async def test_rate_can_be_changed_and_stopped() -> None:
     """A new rate counts from its own beginning; after a stop nothing falls due."""
-    async with XApi(Words("water"), Settings(rate=0.001)) as api:
-        add(api, {"value": "water"})
-        async with opened(api, FILTERED_PATH) as stream:
-            await api.feed.until(lambda: api.feed.streams)
-            api.feed.set_rate(5000)
-            await read(stream, 10)
-            api.feed.stop()
-            await api.feeding
-            await api.feed.until(lambda: api.ledger.counts["queued"] == 0)
-            assert api.feed.exhausted
+    async with reading(Words("water"), rate=0.001) as (api, stream):
+        await api.feed.until(lambda: api.feed.streams)
+        api.feed.set_rate(5000)
+        await read(stream, 10)
+        api.feed.stop()
+        await api.feeding
+        await api.feed.until(lambda: api.ledger.counts["queued"] == 0)
+        assert api.feed.exhausted
 
 
 async def test_ledger_says_what_was_on_the_line() -> None:
     """The digest is that of the line as it was sent, with its rules."""
-    async with XApi(Words("water"), Settings(rate=0, limit=1)) as api:
-        add(api, {"value": "water"})
-        async with opened(api, FILTERED_PATH) as stream:
-            line = (await stream.readuntil(b"\r\n")).removesuffix(b"\r\n")
-            await api.feed.until(lambda: api.ledger.counts["written"])
-            assert list(api.ledger.rows()) == [Row("1", "author", md5(line).hexdigest(), "written", 1)]
+    async with reading(Words("water"), rate=0, limit=1) as (api, stream):
+        line = (await stream.readuntil(b"\r\n")).removesuffix(b"\r\n")
+        await api.feed.until(lambda: api.ledger.counts["written"])
+        assert list(api.ledger.rows()) == [Row("1", "author", md5(line).hexdigest(), "written", 1)]
 
 
 @pytest.mark.parametrize(
@@ -288,22 +287,20 @@ async def test_recovery_replays_a_range_and_ends() -> None:
 @elastic_time
 async def test_recoveries_are_two_at_a_time() -> None:
     """A third one is one connection too many; the live stream does not count."""
-    async with XApi(Words("water"), Settings(rate=1, enterprise=True)) as api:
-        add(api, {"value": "water"})
-        async with opened(api, FILTERED_PATH) as stream:
-            began = api.clock.now()
-            await read(stream, 100)
-            api.faults.inject("layout", layout="bytes")
-            times = [datetime.fromtimestamp(began + s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") for s in (1, 99)]
-            query = dict(zip(("start_time", "end_time"), times, strict=True))
-            headers = {"authorization": "Bearer t"}
-            async with (
-                aiohttp.ClientSession(api.url, headers=headers) as http,
-                http.get(FILTERED_PATH, params=query) as first,
-                http.get(FILTERED_PATH, params=query) as second,
-                http.get(FILTERED_PATH, params=query) as third,
-            ):
-                assert [first.status, second.status, third.status] == [200, 200, 429]
+    async with reading(Words("water"), rate=1, enterprise=True) as (api, stream):
+        began = api.clock.now()
+        await read(stream, 100)
+        api.faults.inject("layout", layout="bytes")
+        times = [datetime.fromtimestamp(began + s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") for s in (1, 99)]
+        query = dict(zip(("start_time", "end_time"), times, strict=True))
+        headers = {"authorization": "Bearer t"}
+        async with (
+            aiohttp.ClientSession(api.url, headers=headers) as http,
+            http.get(FILTERED_PATH, params=query) as first,
+            http.get(FILTERED_PATH, params=query) as second,
+            http.get(FILTERED_PATH, params=query) as third,
+        ):
+            assert [first.status, second.status, third.status] == [200, 200, 429]
 
 
 @elastic_time
@@ -358,17 +355,15 @@ async def test_what_is_over_the_delivery_cap_is_unsent() -> None:
 @elastic_time
 async def test_rate_can_spike() -> None:
     """Twenty-five times the posts for a second, then as before."""
-    async with XApi(Words("water"), Settings(rate=10)) as api:
-        add(api, {"value": "water"})
-        async with opened(api, FILTERED_PATH) as stream:
-            await read(stream, 10)
-            api.faults.inject("spike", seconds=1, factor=25)
-            began = asyncio.get_running_loop().time()
-            await read(stream, 240)
-            assert asyncio.get_running_loop().time() - began < 1.1
-            await read(stream, 30)
-            assert 2 < asyncio.get_running_loop().time() - began < 5
-            assert api.feed.rate == 10
+    async with reading(Words("water"), rate=10) as (api, stream):
+        await read(stream, 10)
+        api.faults.inject("spike", seconds=1, factor=25)
+        began = asyncio.get_running_loop().time()
+        await read(stream, 240)
+        assert asyncio.get_running_loop().time() - began < 1.1
+        await read(stream, 30)
+        assert 2 < asyncio.get_running_loop().time() - began < 5
+        assert api.feed.rate == 10
 
 
 async def test_a_post_can_be_large_and_hold_a_key_that_nobody_knows() -> None:
