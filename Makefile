@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo bench lint test test-long test-page deploy undeploy named quickstart audit format dashboards lock clean
+.PHONY: help setup setup-dev demo bench lint test test-long coverage test-page deploy undeploy named quickstart audit format dashboards lock clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -18,15 +18,17 @@ setup-dev: $(VENV)/dev.stamp
 
 $(VENV)/python.stamp:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Millrace needs Python 3.11 or newer; name one with PYTHON=..."; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV)
 	@touch $@
 
 $(VENV)/demo.stamp: requirements/demo.txt $(VENV)/python.stamp
-	$(BIN)/pip install --quiet --no-compile --require-hashes -r requirements/demo.txt
+	@echo "Installing the packages of $< into $(VENV), once: up to a minute."
+	@$(BIN)/pip install --quiet --no-compile --require-hashes -r requirements/demo.txt
 	@touch $@
 
 $(VENV)/dev.stamp: requirements/dev.txt $(VENV)/python.stamp
-	$(BIN)/pip install --quiet --no-compile --require-hashes -r requirements/dev.txt
+	@echo "Installing the packages of $< into $(VENV), once: up to two minutes."
+	@$(BIN)/pip install --quiet --no-compile --require-hashes -r requirements/dev.txt
 	@touch $@
 
 # SECONDS_TO_RUN=0 runs until Ctrl-C; POSTS=file.jsonl replays a recorded archive.
@@ -52,6 +54,9 @@ test-long: setup-dev ## the long proofs: fifty kills, a minute of faults, an out
 	$(BIN)/pytest $(SIDE_BY_SIDE) -m long
 	$(BIN)/pytest -n auto --cov=service.core --cov=processor.wire --cov-fail-under=100 tests/service/core tests/processor/test_wire.py
 
+coverage: setup-dev ## what the tests run of each module, its branches and its processes included
+	$(BIN)/pytest $(SIDE_BY_SIDE) --cov
+
 test-page: setup-dev ## the live page in a Chromium
 	$(BIN)/pytest -n auto -m browser
 
@@ -68,14 +73,15 @@ named:
 quickstart: setup ## quickstart.yaml: the stack as one file with the code inside, for the CloudFormation console
 	@$(BIN)/python -m deploy quickstart quickstart.yaml
 
-# Some 35 s to install, once: checkov pins what the daemon has newer.
+# An environment of its own: checkov pins what the daemon has newer.
 audit: setup-dev .audit/stamp ## the template against the rules of checkov and AWS Control Tower
 	$(BIN)/python -m deploy.audit .audit
 
 .audit/stamp: requirements/audit.txt requirements/guard.txt
-	$(PYTHON) -m venv .audit
-	.audit/bin/pip install --quiet --no-compile --require-hashes -r requirements/audit.txt
-	.audit/bin/pip install --quiet --no-compile --require-hashes --no-deps -r requirements/guard.txt
+	@echo "Installing checkov and CloudFormation Guard into .audit, once: up to a minute."
+	@$(PYTHON) -m venv .audit
+	@.audit/bin/pip install --quiet --no-compile --require-hashes -r requirements/audit.txt
+	@.audit/bin/pip install --quiet --no-compile --require-hashes --no-deps -r requirements/guard.txt
 	@touch $@
 
 format: setup-dev ## let ruff put the code in order

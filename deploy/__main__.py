@@ -15,7 +15,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -40,11 +40,11 @@ WAYS_OUT = {
 }
 
 
-def up(name: str, parameters: Mapping[str, str], session: Any, template: str, say: Callable[[str], None]) -> None:
+def up(name: str, parameters: Mapping[str, str], session: Any, template: str) -> None:
     """Upload code and template, make or change the stack, and say what to do next."""
     declared = load().document["Parameters"]
     check_names(parameters, declared)
-    stack = Stack(name, session.client("cloudformation"), say=say)
+    stack = Stack(name, session.client("cloudformation"), say=_say)
     bucket = _bucket(name, session)
     bucket.make()
     code, text = package(), template.encode()
@@ -52,25 +52,25 @@ def up(name: str, parameters: Mapping[str, str], session: Any, template: str, sa
     code_key = bucket.put(f"{sha256(code).hexdigest()[:16]}.zip", code)
     template_key = bucket.put(f"{sha256(text).hexdigest()[:16]}.yaml", text)
     own = {"ArtifactBucket": bucket.name, "ArtifactKey": code_key}
-    say(f"deploying {name} in {session.region_name}")
+    _say(f"deploying {name} in {session.region_name}")
     stack.deploy(bucket.url(template_key), declared, {**parameters, **own})
     bucket.keep_only({code_key, template_key})
     for line in next_steps(name, stack.outputs()):
-        say(line)
+        _say(line)
     if email := parameters.get("AlarmEmail"):
-        say(f"  {email} gets a message first, and alarms only after a click on its link")
+        _say(f"  {email} gets a message first, and alarms only after a click on its link")
 
 
-def down(name: str, session: Any, say: Callable[[str], None]) -> None:
+def down(name: str, session: Any) -> None:
     """Delete the stack and what was uploaded for it."""
-    stack = Stack(name, session.client("cloudformation"), say=say)
+    stack = Stack(name, session.client("cloudformation"), say=_say)
     stack.delete()
     bucket = _bucket(name, session)
     gone = bucket.remove()
-    say(f"{name} is gone" + ("" if gone else f"; {bucket.name} stays for other stacks"))
+    _say(f"{name} is gone" + ("" if gone else f"; {bucket.name} stays for other stacks"))
 
 
-def variables(name: str, session: Any, say: Callable[[str], None]) -> None:
+def variables(name: str, session: Any) -> None:
     """Say what the secret of the stack's client holds, for a shell or a file of environment variables."""
     outputs = Stack(name, session.client("cloudformation")).outputs()
     if not outputs:
@@ -79,7 +79,7 @@ def variables(name: str, session: Any, say: Callable[[str], None]) -> None:
         raise StackError(f"{name} has no client of its own (CreateClient is false): the daemon runs under a role")
     secret = session.client("secretsmanager").get_secret_value(SecretId=outputs["CredentialsSecretArn"])
     for key, value in json.loads(secret["SecretString"]).items():
-        say(f"{key}={shlex.quote(value)}")
+        _say(f"{key}={shlex.quote(value)}")
 
 
 def next_steps(name: str, outputs: Mapping[str, str]) -> list[str]:
@@ -116,11 +116,11 @@ def main(arguments: Sequence[str], *, session: Any = None, template: str | None 
             case ["up", name, *pairs] if all("=" in pair for pair in pairs):
                 parameters = dict(pair.split("=", 1) for pair in pairs)
                 text = TEMPLATE.read_text(encoding="utf-8") if template is None else template
-                up(name, parameters, session or _session(), text, _say)
+                up(name, parameters, session or _session(), text)
             case ["down", name]:
-                down(name, session or _session(), _say)
+                down(name, session or _session())
             case ["env", name]:
-                variables(name, session or _session(), _say)
+                variables(name, session or _session())
             case ["quickstart", file]:
                 Path(file).write_text(quickstart(), encoding="utf-8")
             case _:

@@ -95,7 +95,7 @@ class Stack:
             for parameter in stack.get("Parameters", [])
             if parameter["ParameterKey"] in declared.keys() - parameters.keys()
         ]
-        seen = {event["EventId"] for event in self._events(stack["StackId"])}
+        seen = self._seen(stack["StackId"])
         try:
             self._cloudformation.update_stack(StackName=self._name, **request, Parameters=given + kept)
         except ClientError as error:
@@ -112,17 +112,12 @@ class Stack:
             self._say(f"there is no stack {self._name}")
             return
         keep = {parameter["ParameterKey"]: parameter["ParameterValue"] for parameter in stack.get("Parameters", [])}
-        stack_id = stack["StackId"]
-        seen = {event["EventId"] for event in self._events(stack_id)}
-        self._cloudformation.delete_stack(StackName=self._name)
         try:
-            self._follow(stack_id, seen, "DELETE_COMPLETE")
+            self._remove(stack["StackId"])
         except StackError:
-            if keep.get("KeepTable") != "true" or self._undeleted(stack_id) != {KEPT}:
+            if keep.get("KeepTable") != "true" or self._undeleted(stack["StackId"]) != {KEPT}:
                 raise
-            seen = {event["EventId"] for event in self._events(stack_id)}
-            self._cloudformation.delete_stack(StackName=self._name, RetainResources=[KEPT])
-            self._follow(stack_id, seen, "DELETE_COMPLETE")
+            self._remove(stack["StackId"], RetainResources=[KEPT])
             self._say(
                 f"the table {self._name}-EventData stays, because KeepTable is true; it is protected from deletion"
             )
@@ -144,13 +139,18 @@ class Stack:
         return found
 
     def _check_state(self, status: str) -> None:
-        # Of a change set that was never carried out: a stack of nothing.
-        if status.endswith("_IN_PROGRESS") and status != "REVIEW_IN_PROGRESS":
+        # REVIEW_IN_PROGRESS is of a change set that was never carried out: a stack of nothing, and nothing goes on.
+        if status.endswith("_IN_PROGRESS") and status not in HOPELESS:
             raise StackError(f"{self._name} is busy ({status}): try again when that has ended")
         if status in HOPELESS:
             raise StackError(f"{self._name} cannot be changed any more ({status}): undeploy it, then deploy it again")
         if status == "UPDATE_ROLLBACK_FAILED":
             raise StackError(f"{self._name} is stuck ({status}): continue its rollback in the CloudFormation console")
+
+    def _remove(self, stack_id: str, **options: Any) -> None:
+        seen = self._seen(stack_id)
+        self._cloudformation.delete_stack(StackName=self._name, **options)
+        self._follow(stack_id, seen, "DELETE_COMPLETE")
 
     def _undeleted(self, stack_id: str) -> set[str]:
         summaries = self._cloudformation.get_paginator("list_stack_resources").paginate(StackName=stack_id)
@@ -181,6 +181,9 @@ class Stack:
             self._sleep(POLL_SECONDS)
         if status != goal:
             raise StackError("\n".join([f"{self._name}: {status}", *reasons]))
+
+    def _seen(self, stack_id: str) -> set[str]:
+        return {event["EventId"] for event in self._events(stack_id)}
 
     def _events(self, stack_id: str) -> Iterator[Mapping[str, Any]]:
         """Give all events, the newest first."""

@@ -108,17 +108,10 @@ class Pages:
             }
 
 
-class Asleep(list[float]):
-    """How long a wait was, each time."""
-
-    def __call__(self, seconds: float) -> None:
-        self.append(seconds)
-
-
-def of(cloud: Cloud, lines: list[str] | None = None, asleep: Asleep | None = None) -> Stack:
-    """Return the stack of this cloud, whose lines go into a list."""
-    say = lines.append if lines is not None else (lambda _: None)
-    return Stack("mill", cloud, say=say, sleep=asleep if asleep is not None else Asleep())
+def of(cloud: Cloud, lines: list[str] | None = None, asleep: list[float] | None = None) -> Stack:
+    """Return the stack of this cloud; its lines, and the seconds of each wait, go into lists."""
+    say = (lines if lines is not None else []).append
+    return Stack("mill", cloud, say=say, sleep=(asleep if asleep is not None else []).append)
 
 
 @pytest.fixture(scope="module")
@@ -335,7 +328,7 @@ class TestDeploy:
         )
         cloud = Cloud(*states, exists=False)
         lines: list[str] = []
-        asleep = Asleep()
+        asleep: list[float] = []
         with pytest.raises(StackError) as caught:
             of(cloud, lines, asleep).deploy(URL, DECLARED, {"ShardCount": "2"})
         assert str(caught.value) == "mill: DELETE_COMPLETE\nEventStream: Limit exceeded"

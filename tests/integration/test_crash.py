@@ -11,6 +11,7 @@ import pytest
 
 from local.pipeline import Pipeline
 from service.state import FILE_NAME as STATE
+from tests.integration.steps import until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 
@@ -50,10 +51,7 @@ async def test_nothing_is_lost_by_kill_9(tmp_path: Path, kills: int) -> None:
             assert connection == kill, "every daemon has one connection"
         recovered = (await running.metrics())["posts_recovered_total"]
         await running.stop_posts()
-        async with asyncio.timeout(60):
-            while (await running.metrics())["posts_buffered"]:
-                running.check()
-                await asyncio.sleep(0.1)
+        await until(running, lambda metrics: not metrics["posts_buffered"])
         result = await running.reconcile()
         async with aiohttp.ClientSession() as http, http.get(f"{running.x.url}/admin/ledger") as response:
             ledger = (await response.json(content_type=None))["posts"]

@@ -16,6 +16,7 @@ from local.template import load
 from service.core.records import DropReason
 from service.dead_letters import DeadLetters
 from tests.docs.documents import DOCUMENTS, ROOT, blocks, commands, words
+from tests.integration.steps import run
 
 pytestmark = [pytest.mark.integration, pytest.mark.long, pytest.mark.timeout(180)]
 
@@ -62,16 +63,9 @@ async def test_the_commands_of_the_documents_work(tmp_path: Path) -> None:
             while not (await running.mapping_stats())["records"]:
                 await asyncio.sleep(0.1)
         for command in COMMANDS:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", *command),
-                env=environment,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-            )
-            output, _ = await process.communicate()
-            if process.returncode != 0:
-                failed.append(f"{shlex.join(command)} ended with {process.returncode}: {output.decode()}")
+            code, output, errors = await run(environment, *command)
+            if code != 0:
+                failed.append(f"{shlex.join(command)} ended with {code}: {output}{errors}")
         modes = {path.name: path.stat().st_mode & 0o077 for path in (tmp_path / "journal").iterdir() if path.is_file()}
         await running.stop_posts()
 

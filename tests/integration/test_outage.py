@@ -1,7 +1,7 @@
 """Kinesis is gone for longer than memory lasts. Real processes, real time: some 30 seconds."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import pytest
 from local.pipeline import Pipeline
 from service.core.limits import MIB
 from service.core.producer import POSTS_PART
+from tests.integration.steps import delivered, until
 
 pytestmark = [pytest.mark.integration, pytest.mark.long, pytest.mark.timeout(150)]
 
@@ -39,29 +40,19 @@ async def watched(running: Pipeline) -> AsyncIterator[list[dict[str, float]]]:
         task.cancel()
 
 
-async def until(running: Pipeline, reached: Callable[[dict[str, float]], bool]) -> float:
-    """Wait until the daemon's metrics are so; return how many seconds that took."""
-    clock = asyncio.get_running_loop().time
-    start = clock()
-    async with asyncio.timeout(40):
-        while not reached(await running.metrics()):
-            running.check()
-            await asyncio.sleep(0.1)
-    return clock() - start
-
-
 async def test_posts_wait_on_disk_while_kinesis_is_gone(tmp_path: Path) -> None:
     """Memory keeps its limit, nothing is lost or late, and what waits is gone in less time than it took to pile up."""
     clock = asyncio.get_running_loop().time
     settings = {"MILLRACE_MEMORY_LIMIT": "4MiB"}
     async with Pipeline(tmp_path, rate=RATE, settings=settings, table=False) as running:
-        await until(running, lambda metrics: metrics["posts_delivered_total"] > RATE)
+        await delivered(running, RATE)
         async with watched(running) as seen:
             start = clock()
             await running.restart_kinesis(after=GONE_SECONDS)
             gone = clock() - start
             # No more wait than half a second brings.
-            catching_up = await until(running, lambda metrics: metrics["posts_buffered"] < RATE / 2)
+            await until(running, lambda metrics: metrics["posts_buffered"] < RATE / 2)
+            catching_up = clock() - start - gone
         await running.stop_posts()
         await running.settle()
         # The journal counts a chunk until its next beat after the last confirmation.

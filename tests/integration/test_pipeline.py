@@ -5,12 +5,8 @@ import base64
 import io
 import json
 import re
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from hashlib import md5
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import pytest
@@ -21,23 +17,9 @@ from local import demo
 from local.pipeline import STREAM, Pipeline
 from local.reconcile import fetch_sent, fetch_shards
 from processor.wire import decode
+from tests.integration.steps import delivered, run, until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(150)]
-
-
-@asynccontextmanager
-async def pipeline(directory: Path, rate: float = 300, **options: Any) -> AsyncIterator[Pipeline]:
-    """Run the pipeline; whoever uses it ends with `settle`."""
-    async with Pipeline(directory, rate=rate, **options) as running:
-        yield running
-
-
-async def delivered(running: Pipeline, posts: int) -> None:
-    """Wait until so many posts are delivered."""
-    async with asyncio.timeout(60):
-        while (await running.metrics())["posts_delivered_total"] < posts:
-            running.check()
-            await asyncio.sleep(0.1)
 
 
 def balance(metrics: dict[str, float]) -> float:
@@ -49,7 +31,7 @@ def balance(metrics: dict[str, float]) -> float:
 
 async def test_killing_kinesis_for_five_seconds_loses_nothing(tmp_path: Path) -> None:
     """While Kinesis is dead posts wait, afterwards all are delivered, in order, and the counts agree throughout."""
-    async with pipeline(tmp_path) as running:
+    async with Pipeline(tmp_path, rate=300) as running:
         await delivered(running, 300)
         balances = []
         restart = asyncio.create_task(running.restart_kinesis(after=5))
@@ -69,7 +51,7 @@ async def test_killing_kinesis_for_five_seconds_loses_nothing(tmp_path: Path) ->
 
 async def test_every_kind_of_trouble_at_once(tmp_path: Path) -> None:
     """Drops, half lines, lost answers, throttles and failures together lose nothing and keep every key's order."""
-    async with pipeline(tmp_path, rate=500) as running:
+    async with Pipeline(tmp_path, rate=500) as running:
         await delivered(running, 200)
         await running.fault_at_kinesis("drop", requests=5, operations=["PutRecords"])
         await running.fault_at_x("line", line="this is not JSON")
@@ -99,7 +81,7 @@ async def test_the_library_of_aws_reads_exactly_the_lines_sent(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """What lies in Kinesis decodes with aws-kinesis-agg to the very lines that X wrote."""
-    async with pipeline(tmp_path, limit=900) as running:
+    async with Pipeline(tmp_path, rate=300, limit=900, table=False) as running:
         await running.settle()
         await delivered(running, 900)
         async with aiohttp.ClientSession() as http:
@@ -140,7 +122,7 @@ async def test_the_library_of_aws_reads_exactly_the_lines_sent(
 
 async def test_sigterm_drains_and_ends_with_0(tmp_path: Path) -> None:
     """SIGTERM in the middle of the flow: all that was read is delivered, nothing is left behind, the exit code is 0."""
-    async with pipeline(tmp_path, rate=500, settings={"MILLRACE_LINGER_SECONDS": "5"}) as running:
+    async with Pipeline(tmp_path, rate=500, settings={"MILLRACE_LINGER_SECONDS": "5"}, table=False) as running:
         await delivered(running, 1)
         before = await running.metrics()
         code = await running.daemon.stop()
@@ -158,11 +140,9 @@ async def test_sigterm_drains_and_ends_with_0(tmp_path: Path) -> None:
 async def test_a_rejected_token_is_retried_and_shown(tmp_path: Path) -> None:
     """A token that X refuses is a reason in /readyz and a counted retry; the daemon lives on and says no secret."""
     secret = "wrong-token-wrong-token"
-    running = Pipeline(tmp_path, rate=10, settings={"MILLRACE_BEARER_TOKEN": secret, "MILLRACE_RULES": ""})
-    async with running, aiohttp.ClientSession() as http:
-        async with asyncio.timeout(20):
-            while not (await running.metrics()).get("stream_reconnects_total{unauthorized}"):
-                await asyncio.sleep(0.1)
+    settings = {"MILLRACE_BEARER_TOKEN": secret, "MILLRACE_RULES": ""}
+    async with Pipeline(tmp_path, rate=10, settings=settings, table=False) as running, aiohttp.ClientSession() as http:
+        await until(running, lambda metrics: metrics.get("stream_reconnects_total{unauthorized}", 0) > 0)
         async with http.get(f"{running.daemon.url}/readyz") as response:
             status, report = response.status, await response.json()
         async with http.get(f"{running.daemon.url}/healthz") as response:
@@ -174,26 +154,11 @@ async def test_a_rejected_token_is_retried_and_shown(tmp_path: Path) -> None:
     assert secret not in (tmp_path / "daemon.log").read_text() + json.dumps(report)
 
 
-async def run_service(environment: dict[str, str], *arguments: str, given: bytes = b"") -> tuple[int, str, str]:
-    """Run the daemon's command line to its end; return the exit code and what it wrote."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "service", *arguments),
-        env=environment,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    async with asyncio.timeout(60):
-        output, errors = await process.communicate(given)
-    assert process.returncode is not None
-    return process.returncode, output.decode(), errors.decode()
-
-
 async def test_check_and_rules_say_what_is_there(tmp_path: Path) -> None:
     """`check` has a line for all that is needed; `rules` shows the difference, and `--apply` makes it."""
-    async with pipeline(tmp_path, rate=10) as running:
+    async with Pipeline(tmp_path, rate=10, table=False) as running:
         environment = running.daemon_environment()
-        code, output, _ = await run_service(environment, "check")
+        code, output, _ = await run(environment, "service", "check")
         assert code == 0, output
         names = ["configuration", "disk", "port", "credentials", "stream", "permissions", "x token", "x rules", "clock"]
         # A dry run might store a record where it is not AWS that is asked.
@@ -201,18 +166,18 @@ async def test_check_and_rules_say_what_is_there(tmp_path: Path) -> None:
         starts = [f"{name:<14} {word} " for name, word in zip(names, words, strict=True)]
         assert all(map(str.startswith, output.splitlines(), starts)), output
         other = environment | {"MILLRACE_RULES": "tea lang:en"}
-        _, output, _ = await run_service(other, "rules")
+        _, output, _ = await run(other, "service", "rules")
         assert output.splitlines() == ["+ tea lang:en  [millrace:]", "- coffee  [millrace:]", "not made: add --apply"]
-        _, output, _ = await run_service(other, "rules", "--apply")
+        _, output, _ = await run(other, "service", "rules", "--apply")
         assert output.splitlines()[-1] == "made"
-        _, output, _ = await run_service(other, "rules")
+        _, output, _ = await run(other, "service", "rules")
         assert output.splitlines() == ["  tea lang:en  [millrace:]", "nothing to change"]
 
 
 async def test_standard_input_is_carried_to_its_end(tmp_path: Path) -> None:
     """JSON lines of any kind, keyed by a pointer: all are delivered in their keys' order; what is none is told."""
     lines = [json.dumps({"user": {"id": number % 7}, "n": number}) for number in range(5000)]
-    async with pipeline(tmp_path, rate=1) as running:
+    async with Pipeline(tmp_path, rate=1, table=False) as running:
         environment = running.daemon_environment() | {
             "MILLRACE_SOURCE": "stdin",
             "MILLRACE_PARTITION_KEY": "/user/id",
@@ -221,7 +186,7 @@ async def test_standard_input_is_carried_to_its_end(tmp_path: Path) -> None:
             "MILLRACE_COMPRESSION": "zstd",
         }
         await running.daemon.stop()
-        code, output, errors = await run_service(environment, given="\n".join([*lines, "no JSON"]).encode())
+        code, output, errors = await run(environment, "service", given="\n".join([*lines, "no JSON"]).encode())
         assert (code, errors) == (0, ""), output
         last = json.loads(output.splitlines()[-1])
         assert {"event": "stopped", "received": 5001, "delivered": 5000, "dropped": 1}.items() <= last.items()
@@ -239,10 +204,10 @@ async def test_standard_input_is_carried_to_its_end(tmp_path: Path) -> None:
 
 async def test_faults_of_the_set_up_are_one_line_before_anything_is_read(tmp_path: Path) -> None:
     """No such stream, wrong credentials, no region, no credentials: one line each, code 1, and X is not asked."""
-    async with pipeline(tmp_path, rate=10) as running:
+    async with Pipeline(tmp_path, rate=10, table=False) as running:
         await running.daemon.stop()
         connections = (await running.x_stats())["connections"]
-        good = running.daemon_environment() | {"MILLRACE_JOURNAL": str(tmp_path / "other")}
+        good = running.daemon_environment()
         cases = {
             "MILLRACE_STREAM": good | {"MILLRACE_STREAM": "nobody"},
             "secret access key": good | {"AWS_SECRET_ACCESS_KEY": "wrong"},
@@ -250,8 +215,13 @@ async def test_faults_of_the_set_up_are_one_line_before_anything_is_read(tmp_pat
             "AWS_ACCESS_KEY_ID": {k: v for k, v in good.items() if not k.startswith("AWS_A")}
             | {"AWS_EC2_METADATA_DISABLED": "true", "HOME": str(tmp_path)},
         }
-        for words, environment in cases.items():
-            code, _, errors = await run_service(environment)
+        ends = await asyncio.gather(
+            *(
+                run(environment | {"MILLRACE_JOURNAL": str(tmp_path / f"other-{number}")}, "service")
+                for number, environment in enumerate(cases.values())
+            )
+        )
+        for words, (code, _, errors) in zip(cases, ends, strict=True):
             assert (code, errors.count("\n")) == (1, 1), errors
             assert words in errors
         assert (await running.x_stats())["connections"] == connections

@@ -16,6 +16,7 @@ from local.reconcile import Reconciliation, SentPost, ShardRecords, fetch_sent, 
 from processor.wire import decode
 from service.core.limits import HASH_KEYS
 from service.core.shard_map import hash_key
+from tests.integration.steps import delivered
 
 pytestmark = [pytest.mark.integration, pytest.mark.long, pytest.mark.timeout(100)]
 
@@ -45,10 +46,7 @@ class Operator:
     async def carried(self, posts: int) -> None:
         """Wait until so many more posts are delivered."""
         start = (await self._running.metrics())["posts_delivered_total"]
-        async with asyncio.timeout(20):
-            while (await self._running.metrics())["posts_delivered_total"] < start + posts:
-                self._running.check()
-                await asyncio.sleep(0.1)
+        await delivered(self._running, start + posts)
 
 
 @asynccontextmanager

@@ -3,49 +3,39 @@
 import asyncio
 import os
 import signal
-import sys
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import aiohttp
 import pytest
 
 from local.pipeline import TOKEN, Pipeline
+from tests.integration.steps import run, until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
-ROOT = Path(__file__).parents[2]
 
+class Rules:
+    """The rules that X has for the daemon's app, as another client of the app sees and changes them."""
 
-async def until(condition: Callable[[], Awaitable[object]]) -> None:
-    """Wait until something is so."""
-    async with asyncio.timeout(30):
-        while not await condition():
-            await asyncio.sleep(0.05)
+    def __init__(self, session: aiohttp.ClientSession, running: Pipeline) -> None:
+        self._session = session
+        self._url = f"{running.x.url}/2/tweets/search/stream/rules"
 
+    async def values(self) -> set[str]:
+        """Give their values."""
+        async with self._session.get(self._url) as response:
+            return {rule["value"] for rule in (await response.json()).get("data", [])}
 
-async def rules_of(running: Pipeline) -> dict[str, str]:
-    """Give X's rules: value and tag."""
-    headers = {"authorization": f"Bearer {TOKEN}"}
-    async with (
-        aiohttp.ClientSession(headers=headers) as session,
-        session.get(f"{running.x.url}/2/tweets/search/stream/rules") as response,
-    ):
-        return {rule["value"]: rule["tag"] for rule in (await response.json()).get("data", [])}
+    async def become(self, *values: str) -> None:
+        """Wait until they are these."""
+        async with asyncio.timeout(30):
+            while await self.values() != set(values):
+                await asyncio.sleep(0.05)
 
-
-async def command(running: Pipeline, *arguments: str) -> str:
-    """Run a command of the daemon with the settings of the one that runs; give what it prints."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-m", "service", *arguments),
-        env=running.daemon_environment(),
-        cwd=ROOT,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    out, _ = await process.communicate()
-    assert process.returncode == 0
-    return out.decode()
+    async def delete(self, value: str) -> None:
+        """Take one away."""
+        async with self._session.post(self._url, json={"delete": {"values": [value]}}) as response:
+            assert response.status == 200
 
 
 async def test_an_operator_changes_rules_and_looks_at_gaps(tmp_path: Path) -> None:
@@ -54,41 +44,38 @@ async def test_an_operator_changes_rules_and_looks_at_gaps(tmp_path: Path) -> No
     file.write_text("- coffee\n", encoding="utf-8")
     settings = {"MILLRACE_RULES": "", "MILLRACE_RULES_FILE": str(file)}
 
-    async def has(*values: str) -> bool:
-        return set(await rules_of(running)) == set(values)
+    def posts_came(metrics: dict[str, float]) -> bool:
+        return metrics["posts_received_total"] >= 100
 
-    def has_been_read(posts: int) -> Callable[[], Awaitable[bool]]:
-        async def look() -> bool:
-            return (await running.metrics())["posts_received_total"] >= posts
+    async def command(*arguments: str) -> str:
+        code, output, _ = await run(running.daemon_environment(), "service", *arguments)
+        assert code == 0
+        return output
 
-        return look
-
-    async with Pipeline(tmp_path, rate=200, settings=settings, table=False) as running:
-        await until(has_been_read(100))
+    async with (
+        Pipeline(tmp_path, rate=200, settings=settings, table=False) as running,
+        aiohttp.ClientSession(headers={"authorization": f"Bearer {TOKEN}"}) as session,
+    ):
+        rules = Rules(session, running)
+        await until(running, posts_came)
         file.write_text("- coffee\n- value: tea\n  tag: leaves\n", encoding="utf-8")
-        await until(lambda: has("coffee", "tea"))
+        await rules.become("coffee", "tea")
 
-        # Somebody else takes one away; SIGHUP brings it back.
-        async with (
-            aiohttp.ClientSession(headers={"authorization": f"Bearer {TOKEN}"}) as session,
-            session.post(
-                f"{running.x.url}/2/tweets/search/stream/rules", json={"delete": {"values": ["tea"]}}
-            ) as response,
-        ):
-            assert response.status == 200
-        assert await has("coffee")
-        assert "+ tea  [millrace:leaves]" in await command(running, "rules")
+        await rules.delete("tea")
+        assert await rules.values() == {"coffee"}
+        assert "+ tea  [millrace:leaves]" in await command("rules")
         assert running.daemon._process is not None
         os.kill(running.daemon._process.pid, signal.SIGHUP)
-        await until(lambda: has("coffee", "tea"))
-        assert "made" not in await command(running, "rules", "--apply")
+        await rules.become("coffee", "tea")
+        made, gaps = await asyncio.gather(command("rules", "--apply"), command("gaps"))
+        assert "made" not in made
+        assert len(gaps.splitlines()) == 1
         assert (await running.x_stats())["connections"] == 1
         assert (await running.metrics())["stream_reconnects_total"] == 0
-        assert len((await command(running, "gaps")).splitlines()) == 1
 
         await running.restart_daemon()
-        await until(has_been_read(100))
-        (row,) = (await command(running, "gaps")).splitlines()[1:]
+        await until(running, posts_came)
+        (row,) = (await command("gaps")).splitlines()[1:]
         assert row.endswith("restart")
         metrics = await running.metrics()
         assert 0 < metrics["stream_gap_seconds_total"] < 30

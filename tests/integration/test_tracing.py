@@ -6,26 +6,18 @@ from pathlib import Path
 import pytest
 
 from local.pipeline import STREAM, Pipeline
+from tests.integration.steps import delivered
 from tests.trace_collector import collector
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(60)]
 
-
 POSTS = 200
-
-
-async def delivered(pipeline: Pipeline) -> None:
-    """Wait until all posts are in Kinesis; before the first one came, nothing waits either."""
-    async with asyncio.timeout(30):
-        while (await pipeline.metrics())["posts_delivered_total"] < POSTS:
-            pipeline.check()
-            await asyncio.sleep(0.1)
 
 
 async def carry(directory: Path, **settings: str) -> list[str]:
     """Carry some posts, end the daemon, and return what it logged."""
     async with Pipeline(directory, rate=200, limit=POSTS, settings=settings, table=False) as pipeline:
-        await delivered(pipeline)
+        await delivered(pipeline, POSTS)
         assert await pipeline.daemon.stop() == 0
         return pipeline.daemon.said()
 
@@ -44,14 +36,9 @@ async def test_a_collector_gets_the_requests(tmp_path: Path) -> None:
 async def test_a_collector_that_is_not_there(tmp_path: Path) -> None:
     """It costs warnings, no posts, and no time at the end."""
     loop = asyncio.get_running_loop()
-    async with Pipeline(
-        tmp_path,
-        rate=200,
-        limit=POSTS,
-        settings={"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"},
-        table=False,
-    ) as pipeline:
-        await delivered(pipeline)
+    settings = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}
+    async with Pipeline(tmp_path, rate=200, limit=POSTS, settings=settings, table=False) as pipeline:
+        await delivered(pipeline, POSTS)
         started = loop.time()
         assert await pipeline.daemon.stop() == 0
         assert loop.time() - started < 6
