@@ -168,7 +168,7 @@ def _age(item: Item) -> tuple[str, str]:
     return str(item["Timestamp"]), str(item["SortId"])
 
 
-def location_of(environ: Mapping[str, str], service: str) -> dict[str, str]:
+def location_of(environ: Mapping[str, str], service: str) -> dict[str, Any]:
     """
     Return what boto3.client is to be told of an environment: region, endpoint and keys, where they are set.
 

@@ -1,8 +1,10 @@
 """AWS by moto, for boto3's own words: it knows expressions and indexes, and never throttles."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import count
+
+import boto3
 
 from local import ACCESS_KEY, REGION, SECRET_KEY
 from local.template import load
@@ -47,6 +49,22 @@ class Aws:
     def items(self, table: str) -> dict[str, Item]:
         """All that is in a table, tombstones too."""
         return {item["Id"]["S"]: plain(item) for item in self.dynamodb.scan(TableName=table)["Items"]}
+
+    def make_function(self, name: str, variables: dict[str, str]) -> None:
+        """Make a function of Lambda with these variables in its environment."""
+        with (
+            closing(boto3.client("iam", **location_of(self.environ, "iam"))) as iam,
+            closing(boto3.client("lambda", **location_of(self.environ, "lambda"))) as functions,
+        ):
+            role = iam.create_role(RoleName=name, AssumeRolePolicyDocument="{}")["Role"]["Arn"]
+            functions.create_function(
+                FunctionName=name,
+                Runtime="python3.14",
+                Handler="processor.handler.handle",
+                Role=role,
+                Code={"ZipFile": b""},
+                Environment={"Variables": variables},
+            )
 
     def close(self) -> None:
         self.dynamodb.close()

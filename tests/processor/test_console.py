@@ -150,9 +150,11 @@ def test_get_of_no_post_fails(console: Console) -> None:
 
 
 def test_a_terminal_gets_a_line_a_post(console: Console) -> None:
-    """Time, name and message share one line, which cannot hold what a terminal would obey."""
+    """Time, name and message share one line, which ends where the terminal does and holds nothing that it obeys."""
     assert console.run("get", "2", columns=80) == 0
     assert console.output == "2026-11-23 13:00:00  @miller  one two [31m cafe\u0301\n"
+    assert console.run("get", "1", columns=45) == 0
+    assert console.output == "2026-11-23 14:20:00  @miller  今日は良い天気…\n"
 
 
 def test_the_table_may_be_named_before_or_after_the_command(console: Console) -> None:
@@ -160,6 +162,14 @@ def test_the_table_may_be_named_before_or_after_the_command(console: Console) ->
     for arguments in (("--table", console.table, "get", "1"), ("get", "1", "--table", console.table)):
         assert console.run(*arguments, environ={"TABLE": "elsewhere"}) == 0
         assert console.ids == ["1"]
+
+
+def test_the_settings_may_be_those_of_a_stack(aws: Aws, console: Console) -> None:
+    """--stack wins over the environment."""
+    aws.make_function("weir-DDBEventProcessor", {"TABLE": console.table, "TTL_DAYS": "30"})
+
+    assert console.run("get", "1", "--stack", "weir", environ={"TABLE": "elsewhere", "TTL_DAYS": "x"}) == 0
+    assert console.ids == ["1"]
 
 
 @pytest.mark.parametrize(
