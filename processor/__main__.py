@@ -31,6 +31,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
@@ -71,10 +72,17 @@ def main(
     try:
         if options.stack:
             environ = {**environ, **settings_of(options.stack, location_of(environ, "lambda"))}
+        table = options.table or environ.get("TABLE")
+        if not table:
+            raise SettingsError("no table is named: use --stack or --table, or set TABLE")
+        faults: list[str] = []
+        shape = shape_from(environ, faults)
+        if faults:
+            raise SettingsError("; ".join(faults))
+        if options.command == "delete" and options.ids == ["-"]:
+            options.ids = given.read().split()
         with ThreadPoolExecutor(PARALLEL_CALLS) as pool, ExitStack() as opened:
-            console = Console(options, environ, pool, opened, output, errors, columns, now())
-            if options.command == "delete" and options.ids == ["-"]:
-                options.ids = given.read().split()
+            console = Console(options, environ, table, shape, pool, opened, output, errors, columns, now())
             command: Callable[[], int] = getattr(console, options.command)
             return command()
     except (SettingsError, TableError) as error:
@@ -84,35 +92,20 @@ def main(
     return 2
 
 
+@dataclass(frozen=True)
 class Console:
     """The commands; each returns the exit code."""
 
-    def __init__(
-        self,
-        options: argparse.Namespace,
-        environ: Mapping[str, str],
-        pool: Executor,
-        opened: ExitStack,
-        output: TextIO,
-        errors: TextIO,
-        columns: int | None,
-        now: datetime,
-    ) -> None:
-        self._options = options
-        self._environ = environ
-        self._table = options.table or environ.get("TABLE") or ""
-        if not self._table:
-            raise SettingsError("no table is named: use --stack or --table, or set TABLE")
-        faults: list[str] = []
-        self._shape: Shape = shape_from(environ, faults)
-        if faults:
-            raise SettingsError("; ".join(faults))
-        self._pool = pool
-        self._opened = opened
-        self._output = output
-        self._errors = errors
-        self._columns = columns
-        self._now = now
+    _options: argparse.Namespace
+    _environ: Mapping[str, str]
+    _table: str
+    _shape: Shape
+    _pool: Executor
+    _opened: ExitStack
+    _output: TextIO
+    _errors: TextIO
+    _columns: int | None
+    _now: datetime
 
     def latest(self) -> int:
         """Show the newest posts, or those of a rule."""
