@@ -86,18 +86,6 @@ class TestWriting:
         assert codes(results) == [None] * 1000 + [THROTTLED] * 500
         assert codes(stream.put(entries(500), NOW + 1)) == [None] * 500
 
-    def test_a_request_can_be_throttled_as_a_whole_and_still_is_answered(self) -> None:
-        """A request whose every record is throttled gets results, not an error."""
-        stream = new_stream()
-        put(stream, entries(500))
-        put(stream, entries(500))
-        assert codes(stream.put(entries(3), NOW)) == [THROTTLED] * 3
-
-    def test_a_mebibyte_a_second_is_the_other_limit(self) -> None:
-        """Of eight records of 200 KiB a shard takes five."""
-        stream = new_stream()
-        assert codes(stream.put(entries(8, 200 * 1024), NOW)) == [None] * 5 + [THROTTLED] * 3
-
     def test_one_shard_at_its_limit_leaves_the_others_alone(self) -> None:
         """Throttling is partial."""
         stream = new_stream(2)

@@ -1,10 +1,8 @@
 import asyncio
 import json
 import os
-import signal
 import socket
 import ssl
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from hashlib import md5
@@ -19,6 +17,7 @@ from tweepy.asynchronous import AsyncStreamingClient
 
 from bench.tls import make_certificate
 from local.posts import Generated
+from local.processes import Process
 from local.x_api.server import XApi, main
 from local.x_api.settings import Settings
 
@@ -194,15 +193,9 @@ async def test_program_replays_an_archive_and_ends_with_sigterm(tmp_path: Path) 
     archive = tmp_path / "posts.jsonl"
     lines = [json.dumps({"data": {"id": str(number), "text": "水車 \u2028"}}).encode() for number in range(5)]
     archive.write_bytes(b"\n".join(lines))
-    program = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "local.x_api.server", "--port", "0", "--rate", "0", "--match", "all"),
-        *("--posts", str(archive), "--limit", "5", "--token", "t"),
-        stdout=asyncio.subprocess.PIPE,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
-    )
-    assert program.stdout is not None
-    url = (await program.stdout.readline()).decode().split()[-1]
-    async with aiohttp.ClientSession(url, headers={"authorization": "Bearer t"}) as http:
+    options = ["--port", "0", "--rate", "0", "--match", "all", "--limit", "5", "--token", "t", "--posts"]
+    program = Process("x", ["local.x_api.server", *options, str(archive)], os.environ, tmp_path)
+    async with aiohttp.ClientSession(await program.start(), headers={"authorization": "Bearer t"}) as http:
         async with http.post("/2/tweets/search/stream/rules", json={"add": [{"value": "water"}]}) as added:
             assert added.status == 201
         async with http.get("/2/tweets/search/stream") as stream:
@@ -210,5 +203,4 @@ async def test_program_replays_an_archive_and_ends_with_sigterm(tmp_path: Path) 
             async with http.get("/admin/ledger") as answer:
                 posts = (await answer.json())["posts"]
             assert [post["md5"] for post in posts] == [md5(line).hexdigest() for line in lines]
-            program.send_signal(signal.SIGTERM)
-            assert await program.wait() == 0
+            assert await program.stop() == 0
