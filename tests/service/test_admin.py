@@ -102,16 +102,9 @@ class TestHealth:
 
     async def test_starting(self, rig: Rig) -> None:
         """Nothing is ready until it says so."""
-        assert await rig.ask_json("/readyz") == (
-            503,
-            {
-                "ready": False,
-                "checks": {
-                    "stream": {"ok": False, "reason": "starting", "since": "2023-11-14T22:13:20+00:00"},
-                    "kinesis": {"ok": False, "reason": "starting", "since": "2023-11-14T22:13:20+00:00"},
-                },
-            },
-        )
+        check = {"ok": False, "reason": "starting", "since": "2023-11-14T22:13:20+00:00"}
+        report = {"ready": False, "checks": {"stream": check, "kinesis": check}}
+        assert await rig.ask_json("/readyz") == (503, report)
 
     async def test_ready(self, rig: Rig) -> None:
         """Ready needs every condition, and is lost with one of them, which then tells why and since when."""
@@ -119,39 +112,23 @@ class TestHealth:
         assert (await rig.ask_json("/readyz"))[0] == 503
         rig.clock.now += 1
         rig.health.set("kinesis", ok=True)
-        assert await rig.ask_json("/readyz") == (
-            200,
-            {
-                "ready": True,
-                "checks": {
-                    "stream": {"ok": True, "reason": "", "since": "2023-11-14T22:13:20+00:00"},
-                    "kinesis": {"ok": True, "reason": "", "since": "2023-11-14T22:13:21+00:00"},
-                },
-            },
-        )
-        rig.clock.now += 60
-        rig.health.set("stream", ok=False, reason="unauthorized: MILLRACE_BEARER_TOKEN was refused")
-        status, report = await rig.ask_json("/readyz")
-        assert status == 503
-        assert isinstance(report, dict)
-        assert report["checks"]["stream"] == {
-            "ok": False,
-            "reason": "unauthorized: MILLRACE_BEARER_TOKEN was refused",
-            "since": "2023-11-14T22:14:21+00:00",
+        checks = {
+            "stream": {"ok": True, "reason": "", "since": "2023-11-14T22:13:20+00:00"},
+            "kinesis": {"ok": True, "reason": "", "since": "2023-11-14T22:13:21+00:00"},
         }
+        assert await rig.ask_json("/readyz") == (200, {"ready": True, "checks": checks})
+        rig.clock.now += 60
+        rig.health.set("stream", ok=False, reason="unauthorized")
+        checks["stream"] = {"ok": False, "reason": "unauthorized", "since": "2023-11-14T22:14:21+00:00"}
+        assert await rig.ask_json("/readyz") == (503, {"ready": False, "checks": checks})
 
     def test_new_reason(self) -> None:
         """A new reason for the same state leaves the time since when it lasts."""
         clock = Clock()
         health = Health(["stream"], clock)
-        before = health.report()
         clock.now += 5
         health.set("stream", ok=False, reason="unauthorized")
-        checks = health.report()["checks"]
-        assert isinstance(before["checks"], dict)
-        assert isinstance(checks, dict)
-        assert checks["stream"]["since"] == before["checks"]["stream"]["since"]
-        assert checks["stream"]["reason"] == "unauthorized"
+        assert health.checks["stream"] == (False, "unauthorized", clock.now - 5)
 
     def test_unknown_condition(self) -> None:
         """A condition that nobody declared is a bug and not a new condition."""

@@ -24,6 +24,8 @@ from service.core.records import DropReason, Outcome, Post, Shard
 
 pytestmark = pytest.mark.usefixtures("own_aws", "own_logging")
 
+Said = Callable[[], dict[str, dict[str, Any]]]
+
 TOKEN = "a-token-of-x"
 POSTS = b"".join(b'{"data":{"id":"%d","author_id":"5"}}\n' % number for number in range(3))
 
@@ -36,7 +38,7 @@ def daemon_of(stdin: int = 0, **settings: str) -> Daemon:
 
 
 @pytest.fixture
-def said(capsys: pytest.CaptureFixture[str]) -> Callable[[], dict[str, dict[str, Any]]]:
+def said(capsys: pytest.CaptureFixture[str]) -> Said:
     """Give what the log has said since, by the name of the event."""
 
     def read() -> dict[str, dict[str, Any]]:
@@ -78,7 +80,7 @@ async def end(running: asyncio.Task[None]) -> None:
 
 
 class TestRun:
-    async def test_to_the_end_of_the_input(self, said: Callable[[], dict[str, dict[str, Any]]]) -> None:
+    async def test_to_the_end_of_the_input(self, said: Said) -> None:
         """What stdin holds is in Kinesis when the daemon ends by itself, and the last line of the log sums it up."""
         async with kinesis(), piped() as (reading, writing), asyncio.timeout(30):
             os.write(writing, POSTS)
@@ -88,7 +90,7 @@ class TestRun:
         assert list(events) == ["shards_listed", "started", "draining", "stopped"]
         assert (events["stopped"]["received"], events["stopped"]["delivered"]) == (3, 3)
 
-    async def test_from_x(self, said: Callable[[], dict[str, dict[str, Any]]]) -> None:
+    async def test_from_x(self, said: Said) -> None:
         """It tells how it is while it runs, reads the rules again on SIGHUP, and drains on SIGTERM."""
         async with XApi(Generated(3), XSettings(tokens=(TOKEN,), rate=500)) as x, kinesis(), ClientSession() as client:
             daemon = daemon_of(BEARER_TOKEN=TOKEN, X_URL=x.url, RULES="millrace")
@@ -122,9 +124,7 @@ class TestRun:
             await daemon_of(SOURCE="stdin", JOURNAL=str(tmp_path / "file")).run()
 
     @pytest.mark.parametrize("journal", [True, False])
-    async def test_without_kinesis(
-        self, tmp_path: Path, said: Callable[[], dict[str, dict[str, Any]]], journal: bool
-    ) -> None:
+    async def test_without_kinesis(self, tmp_path: Path, said: Said, journal: bool) -> None:
         """What the drain limit leaves waits in the journal for the next run; without one it is dropped, and counted."""
         settings = {"SOURCE": "stdin", "SHUTDOWN_SECONDS": "0", "JOURNAL": str(tmp_path) if journal else "off"}
         async with kinesis() as broken, piped() as (reading, writing):
@@ -172,7 +172,7 @@ class TestBuffer:
         daemon._check_room()
         assert daemon._health.checks["buffer"][:2] == (not reason, reason)
 
-    async def test_what_a_failed_disk_had(self, tmp_path: Path, said: Callable[[], dict[str, dict[str, Any]]]) -> None:
+    async def test_what_a_failed_disk_had(self, tmp_path: Path, said: Said) -> None:
         """Posts that nobody has any more are counted, and those that could still be read are dead letters."""
         daemon = daemon_of(SOURCE="stdin", JOURNAL=str(tmp_path))
         daemon._on_shed(3, [b"one", b"two"])

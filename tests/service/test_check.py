@@ -22,10 +22,11 @@ from service.state import StateFile
 pytestmark = pytest.mark.usefixtures("own_aws")
 
 TOKEN = "a-token"
+Said = Callable[[], dict[str, str]]
 
 
 @pytest.fixture
-def said(capsys: pytest.CaptureFixture[str]) -> Callable[[], dict[str, str]]:
+def said(capsys: pytest.CaptureFixture[str]) -> Said:
     """Give what was printed since, by the name of the line."""
 
     def read() -> dict[str, str]:
@@ -33,6 +34,13 @@ def said(capsys: pytest.CaptureFixture[str]) -> Callable[[], dict[str, str]]:
         return {line[:14].strip(): line[15:] for line in lines}
 
     return read
+
+
+@pytest.fixture
+async def x() -> AsyncIterator[XApi]:
+    """Run an X that knows the token."""
+    async with XApi(settings=XSettings(tokens=(TOKEN,))) as running:
+        yield running
 
 
 async def run(x: XApi, stream: str = "posts", **settings: str) -> int:
@@ -51,10 +59,9 @@ async def run(x: XApi, stream: str = "posts", **settings: str) -> int:
 
 
 class TestAll:
-    async def test_well(self, said: Callable[[], dict[str, str]]) -> None:
+    async def test_well(self, x: XApi, said: Said) -> None:
         """A line for each, in the order in which one stands on another, and exit code 0."""
-        async with XApi(settings=XSettings(tokens=(TOKEN,))) as x:
-            assert await run(x, RULES="coffee") == 0
+        assert await run(x, RULES="coffee") == 0
         lines = said()
         names = ["configuration", "disk", "port", "credentials", "stream", "permissions", "x token", "x rules", "clock"]
         assert list(lines) == names
@@ -65,16 +72,15 @@ class TestAll:
         assert lines["x rules"] == "ok: 0 of 1 wanted rules are there; run makes the rest"
         assert lines["clock"].startswith("ok: within 1 s of http://127.0.0.1:")
 
-    async def test_no_such_stream(self, said: Callable[[], dict[str, str]]) -> None:
+    async def test_no_such_stream(self, x: XApi, said: Said) -> None:
         """It is named with the settings to look at, nothing is said of its permissions, and the rest is tried."""
-        async with XApi(settings=XSettings(tokens=(TOKEN,))) as x:
-            assert await run(x, stream="other", RULES="coffee") == 1
+        assert await run(x, stream="other", RULES="coffee") == 1
         lines = said()
         assert lines["stream"].startswith("failed: There is no stream other in us-east-1: check MILLRACE_STREAM")
         assert "permissions" not in lines
         assert lines["x token"] == "ok: X takes it"
 
-    async def test_a_wrong_token(self, said: Callable[[], dict[str, str]]) -> None:
+    async def test_a_wrong_token(self, said: Said) -> None:
         """X's refusal is the token's line, without the token; nothing is said of rules."""
         async with XApi(settings=XSettings(tokens=("another",))) as x:
             assert await run(x, RULES="coffee") == 1
@@ -84,52 +90,47 @@ class TestAll:
         assert "x rules" not in lines
         assert TOKEN not in str(lines)
 
-    async def test_x_is_not_there(self, said: Callable[[], dict[str, str]]) -> None:
+    async def test_x_is_not_there(self, x: XApi, said: Said) -> None:
         """Whoever cannot be reached is the token's line, with the setting to look at; nothing is said of rules."""
-        async with XApi(settings=XSettings(tokens=(TOKEN,))) as x:
-            assert await run(x, RULES="coffee", X_URL="http://127.0.0.1:1") == 1
+        assert await run(x, RULES="coffee", X_URL="http://127.0.0.1:1") == 1
         lines = said()
         assert lines["x token"].startswith("failed: X cannot be reached: no connection to 127.0.0.1:1")
         assert "MILLRACE_X_URL" in lines["x token"]
         assert "x rules" not in lines
 
-    async def test_a_key_that_x_does_not_know(self, said: Callable[[], dict[str, str]]) -> None:
+    async def test_a_key_that_x_does_not_know(self, said: Said) -> None:
         """So is what X says when it gives no token."""
         async with XApi(settings=XSettings(tokens=(TOKEN,), keys="key:secret")) as x:
             assert await run(x, BEARER_TOKEN="", API_KEY="key", API_KEY_SECRET="other") == 1
         assert "x rules" not in said()
 
-    async def test_a_rule_that_x_refuses(self, said: Callable[[], dict[str, str]]) -> None:
+    async def test_a_rule_that_x_refuses(self, x: XApi, said: Said) -> None:
         """X's judgement of it is the line; the token is well."""
-        async with XApi(settings=XSettings(tokens=(TOKEN,))) as x:
-            assert await run(x, RULES="-is:retweet") == 1
+        assert await run(x, RULES="-is:retweet") == 1
         lines = said()
         assert lines["x token"] == "ok: X takes it"
         assert lines["x rules"].startswith("failed: X refuses the rule '-is:retweet'")
 
-    async def test_no_rules_at_all(self, said: Callable[[], dict[str, str]]) -> None:
+    async def test_no_rules_at_all(self, x: XApi, said: Said) -> None:
         """A filtered stream without a rule would never connect."""
-        async with XApi(settings=XSettings(tokens=(TOKEN,))) as x:
-            assert await run(x) == 1
+        assert await run(x) == 1
         assert said()["x rules"].startswith("failed: X has none, and a filtered stream needs one; set MILLRACE_RULES")
 
-    async def test_a_stream_without_rules(self, said: Callable[[], dict[str, str]]) -> None:
+    async def test_a_stream_without_rules(self, x: XApi, said: Said) -> None:
         """Of a volume stream only the token can be tried."""
-        async with XApi(settings=XSettings(tokens=(TOKEN,))) as x:
-            assert await run(x, SOURCE="sample") == 0
+        assert await run(x, SOURCE="sample") == 0
         lines = said()
         assert lines["x token"] == "ok: there is one; whether it is good for sample shows when it connects"
         assert "x rules" not in lines
 
-    async def test_standard_input(self, said: Callable[[], dict[str, str]]) -> None:
+    async def test_standard_input(self, x: XApi, said: Said) -> None:
         """X is not asked, and the clock is compared with that of Kinesis."""
-        async with XApi(settings=XSettings(tokens=(TOKEN,))) as x:
-            assert await run(x, SOURCE="stdin", BEARER_TOKEN="") == 0
+        assert await run(x, SOURCE="stdin", BEARER_TOKEN="") == 0
         assert list(said()) == ["configuration", "disk", "port", "credentials", "stream", "permissions", "clock"]
 
 
 class TestDisk:
-    def test_room(self, tmp_path: Path, said: Callable[[], dict[str, str]]) -> None:
+    def test_room(self, tmp_path: Path, said: Said) -> None:
         """A directory that is not there yet is not made; that above it is looked at."""
         report = Report()
         check_disk(tmp_path / "not" / "yet", MIB, report)
@@ -137,21 +138,21 @@ class TestDisk:
         assert said()["disk"].startswith("ok: ")
         assert list(tmp_path.iterdir()) == []
 
-    def test_no_room(self, tmp_path: Path, said: Callable[[], dict[str, str]]) -> None:
+    def test_no_room(self, tmp_path: Path, said: Said) -> None:
         """A limit that the disk cannot hold is told before the disk is full."""
         report = Report()
         check_disk(tmp_path, 1 << 60, report)
         assert report.failures == 1
         assert said()["disk"].startswith("failed: MILLRACE_JOURNAL_LIMIT: 1,099,511,627,776 MiB, which ")
 
-    def test_room_for_the_posts_alone_is_not_enough(self, tmp_path: Path, said: Callable[[], dict[str, str]]) -> None:
+    def test_room_for_the_posts_alone_is_not_enough(self, tmp_path: Path, said: Said) -> None:
         """What SQLite keeps beside them would fill such a disk long before the limit, and for ever."""
         report = Report()
         check_disk(tmp_path, disk_usage(tmp_path).free - MIB, report)
         assert report.failures == 1
         assert said()["disk"].endswith(f" free for {tmp_path}; make room, or lower the limit")
 
-    def test_not_a_directory(self, tmp_path: Path, said: Callable[[], dict[str, str]]) -> None:
+    def test_not_a_directory(self, tmp_path: Path, said: Said) -> None:
         """Where nothing can be written, the setting is named, and the way out."""
         (tmp_path / "file").touch()
         report = Report()
@@ -164,7 +165,7 @@ class TestDisk:
 
 
 class TestPort:
-    async def test_in_use(self, said: Callable[[], dict[str, str]]) -> None:
+    async def test_in_use(self, said: Said) -> None:
         """It may be a daemon that has it, so that is no failure; the setting is named for the other case."""
         report = Report()
         with socket.socket() as taken:
@@ -177,7 +178,7 @@ class TestPort:
         await check_port("127.0.0.1", port, report)
         assert said()["port"] == f"ok: {port} is free on 127.0.0.1"
 
-    async def test_foreign_address(self, said: Callable[[], dict[str, str]]) -> None:
+    async def test_foreign_address(self, said: Said) -> None:
         """An address of another machine is the line that a start would end with."""
         report = Report()
         await check_port("192.0.2.1", 0, report)
@@ -202,7 +203,7 @@ class TestClock:
         await runner.cleanup()
 
     @pytest.mark.parametrize(("ahead", "words"), [(300.0, "behind"), (-300.0, "ahead of")])
-    async def test_wrong(self, said: Callable[[], dict[str, str]], ahead: float, words: str) -> None:
+    async def test_wrong(self, said: Said, ahead: float, words: str) -> None:
         """How far it is off, in which direction, and what to do."""
         report = Report()
         async with self.server(ahead) as url:
@@ -212,7 +213,7 @@ class TestClock:
         assert line.startswith("failed: this machine is ")
         assert any(f" is {seconds} s {words} {url}; set it by NTP" in line for seconds in (299, 300, 301))
 
-    async def test_right(self, said: Callable[[], dict[str, str]]) -> None:
+    async def test_right(self, said: Said) -> None:
         """Whole seconds are as exact as it gets."""
         report = Report()
         async with self.server(0) as url:
@@ -220,7 +221,7 @@ class TestClock:
         assert report.failures == 0
         assert said()["clock"] == f"ok: within 1 s of {url}"
 
-    async def test_nobody_answers(self, said: Callable[[], dict[str, str]]) -> None:
+    async def test_nobody_answers(self, said: Said) -> None:
         """That is another line's trouble."""
         report = Report()
         await check_clock("http://127.0.0.1:1", report)
@@ -238,40 +239,37 @@ class TestRules:
         environ = {"MILLRACE_STREAM": "posts", "MILLRACE_X_URL": x.url, "MILLRACE_BEARER_TOKEN": TOKEN}
         return await rules(load(environ | {"MILLRACE_RULES": wanted}), apply=apply, all_owners=all_owners)
 
-    async def test_the_difference(self, capsys: pytest.CaptureFixture[str]) -> None:
+    async def test_the_difference(self, x: XApi, capsys: pytest.CaptureFixture[str]) -> None:
         """What is missing, what is too much, and what belongs to somebody else; nothing is changed without --apply."""
-        async with XApi(settings=XSettings(tokens=(TOKEN,))) as x:
-            await add_rule(x, "old", "millrace:")
-            await add_rule(x, "weather", "somebody")
-            assert await self.ask(x, "coffee") == 0
-            shown = "+ coffee  [millrace:]\n- old  [millrace:]\n  weather  [somebody]  of another owner"
-            assert capsys.readouterr().out.startswith(shown)
-            assert len(x.rules) == 2
-            assert await self.ask(x, "coffee", apply=True) == 0
-            assert capsys.readouterr().out.endswith("made\n")
-            assert len(x.rules) == 2
-            assert await self.ask(x, "coffee", apply=True, all_owners=True) == 0
-            assert capsys.readouterr().out == "- weather  [somebody]\n  coffee  [millrace:]\nmade\n"
-            assert len(x.rules) == 1
-            assert await self.ask(x, "coffee", apply=True) == 0
-            assert capsys.readouterr().out == "  coffee  [millrace:]\nnothing to change\n"
+        await add_rule(x, "old", "millrace:")
+        await add_rule(x, "weather", "somebody")
+        assert await self.ask(x, "coffee") == 0
+        shown = "+ coffee  [millrace:]\n- old  [millrace:]\n  weather  [somebody]  of another owner"
+        assert capsys.readouterr().out.startswith(shown)
+        assert len(x.rules) == 2
+        assert await self.ask(x, "coffee", apply=True) == 0
+        assert capsys.readouterr().out.endswith("made\n")
+        assert len(x.rules) == 2
+        assert await self.ask(x, "coffee", apply=True, all_owners=True) == 0
+        assert capsys.readouterr().out == "- weather  [somebody]\n  coffee  [millrace:]\nmade\n"
+        assert len(x.rules) == 1
+        assert await self.ask(x, "coffee", apply=True) == 0
+        assert capsys.readouterr().out == "  coffee  [millrace:]\nnothing to change\n"
 
-    async def test_no_rules_are_wanted(self, capsys: pytest.CaptureFixture[str]) -> None:
+    async def test_no_rules_are_wanted(self, x: XApi, capsys: pytest.CaptureFixture[str]) -> None:
         """X's are shown, all of them, and --apply deletes none."""
-        async with XApi(settings=XSettings(tokens=(TOKEN,))) as x:
-            await add_rule(x, "old", "millrace:")
-            await add_rule(x, "weather", "somebody")
-            assert await self.ask(x, "", apply=True) == 0
-            assert len(x.rules) == 2
+        await add_rule(x, "old", "millrace:")
+        await add_rule(x, "weather", "somebody")
+        assert await self.ask(x, "", apply=True) == 0
+        assert len(x.rules) == 2
         out = capsys.readouterr().out
         assert "  old  [millrace:]" in out
         assert "  weather  [somebody]" in out
         assert "MILLRACE_RULES" in out
 
-    async def test_a_rule_that_x_refuses(self, capsys: pytest.CaptureFixture[str]) -> None:
+    async def test_a_rule_that_x_refuses(self, x: XApi, capsys: pytest.CaptureFixture[str]) -> None:
         """A line in X's words, and exit code 1."""
-        async with XApi(settings=XSettings(tokens=(TOKEN,))) as x:
-            assert await self.ask(x, "-tea", apply=True) == 1
+        assert await self.ask(x, "-tea", apply=True) == 1
         assert capsys.readouterr().err.startswith("X refuses the rule '-tea'")
 
 
@@ -294,9 +292,8 @@ class TestGaps:
         assert "/status" in capsys.readouterr().err
 
 
-async def test_rules_of_others_are_enough(said: Callable[[], dict[str, str]]) -> None:
+async def test_rules_of_others_are_enough(x: XApi, said: Said) -> None:
     """A filtered stream needs a rule, whoever has put it there."""
-    async with XApi(settings=XSettings(tokens=(TOKEN,))) as x:
-        await add_rule(x, "weather", "somebody")
-        assert await run(x) == 0
+    await add_rule(x, "weather", "somebody")
+    assert await run(x) == 0
     assert said()["x rules"] == "ok: none are wanted, so the 1 that X has are used"

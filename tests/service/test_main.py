@@ -4,9 +4,9 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import pytest
 
@@ -30,15 +30,12 @@ class Ended(NamedTuple):
     err: str
 
 
-class Command(Protocol):
-    """Runs a command of the daemon with these arguments, in this environment and no other."""
-
-    def __call__(self, *arguments: str, environ: Mapping[str, str]) -> Ended: ...
+Command = Callable[..., Ended]
 
 
 @pytest.fixture
 def millrace(capsysbinary: pytest.CaptureFixture[bytes], own_aws: None, own_logging: None) -> Iterator[Command]:
-    """Give what runs a command, and leave the process as it was found."""
+    """Give what runs a command in this environment and no other, and leave the process as it was found."""
 
     def run(*arguments: str, environ: Mapping[str, str]) -> Ended:
         try:

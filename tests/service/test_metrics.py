@@ -167,14 +167,6 @@ class TestExposition:
         """The process's own figures are there too."""
         assert scraper.value("process_resident_memory_bytes") > 0
 
-    def test_two_registries(self) -> None:
-        """Two sets of metrics in one process do not meet."""
-        first, second = new_registry(), new_registry()
-        Metrics(first).received(3, 30)
-        Metrics(second)
-        assert Scraper(first).value("posts_received_total") == 3
-        assert Scraper(second).value("posts_received_total") == 0
-
 
 class TestPosts:
     def test_sum(self, metrics: Metrics, scraper: Scraper) -> None:
