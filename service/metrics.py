@@ -326,28 +326,27 @@ class Metrics:
 
     def look(self) -> Look:
         """Give the figures of this moment."""
-        requests = dict(self._requests.items())
         return Look(
             at=self._wall(),
-            received=int(self._received.value),
-            recovered=int(self._recovered.value),
-            delivered=int(self._delivered.value),
-            duplicate=int(self._duplicate.value),
-            dropped=_whole(self._dropped),
+            received=self._received.value,
+            recovered=self._recovered.value,
+            delivered=self._delivered.value,
+            duplicate=self._duplicate.value,
+            dropped=dict(self._dropped.items()),
             connected=self._connected,
             retry_at=self._retry_at,
             signal_at=self._signal_at,
             received_at=self._received_at,
-            reconnects=int(self._reconnects.total),
-            requests=int(sum(requests.values())),
-            retries=int(self._retries.value),
-            failed_requests=int(sum(requests[kind.value] for kind in FailureKind)),
-            order_violations=int(self._order_violations.value),
-            billed_units=int(self._billed_units.value),
-            billed_bytes=int(self._billed_bytes.value),
-            shard_throttles=_whole(self._shard_throttles),
-            shard_records=_whole(self._shard_records),
-            shard_bytes=_whole(self._shard_bytes),
+            reconnects=self._reconnects.total,
+            requests=self._requests.total,
+            retries=self._retries.value,
+            failed_requests=sum(self._requests.labels(kind.value).value for kind in FailureKind),
+            order_violations=self._order_violations.value,
+            billed_units=self._billed_units.value,
+            billed_bytes=self._billed_bytes.value,
+            shard_throttles=dict(self._shard_throttles.items()),
+            shard_records=dict(self._shard_records.items()),
+            shard_bytes=dict(self._shard_bytes.items()),
             lag=self._lag.seen(),
             delivery=self._delivery.seen(),
             whole=self._whole.seen(),
@@ -446,10 +445,6 @@ class Metrics:
         )
         trouble.add_metric(source.trouble, int(source.trouble[0] != ""))
         yield trouble
-
-
-def _whole(counts: Counts) -> dict[str, int]:
-    return {value: int(count) for value, count in counts.items()}
 
 
 def _filled(family: CounterMetricFamily | GaugeMetricFamily, values: Iterable[tuple[str, float]]) -> Metric:

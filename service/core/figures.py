@@ -19,9 +19,9 @@ class Count:
     __slots__ = ("value",)
 
     def __init__(self) -> None:
-        self.value = 0.0
+        self.value = 0
 
-    def inc(self, amount: float = 1) -> None:
+    def inc(self, amount: int = 1) -> None:
         """Add `amount`, 0 or more."""
         self.value += amount
 
@@ -52,13 +52,13 @@ class Counts:
         """Have counts for exactly these values: new ones begin at 0, all others end."""
         self._counts = {value: self._counts.get(value) or Count() for value in values}
 
-    def items(self) -> Iterator[tuple[str, float]]:
+    def items(self) -> Iterator[tuple[str, int]]:
         """Give each value with its count."""
         for value, count in self._counts.items():
             yield value, count.value
 
     @property
-    def total(self) -> float:
+    def total(self) -> int:
         """All counts together."""
         return sum(count.value for count in self._counts.values())
 
