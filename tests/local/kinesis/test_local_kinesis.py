@@ -1,7 +1,9 @@
 import asyncio
 import os
 import socket
+import sys
 import time
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -372,16 +374,21 @@ class TestCommandLine:
 
     async def test_a_full_disk_ends_it_without_an_answer(self, tmp_path: Path) -> None:
         """What cannot be kept is not answered for; one line says why it ended."""
-        code = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))"
-        (tmp_path / "limited.py").write_text(f"{code}\nfrom local.kinesis.server import main\nsys.exit(main())\n")
-        arguments = ["limited", "--port", "0", "--stream", "posts", "--state", str(tmp_path)]
-        program = Process("kinesis", arguments, os.environ | {"PYTHONPATH": str(tmp_path)}, tmp_path)
-        async with connect(await program.start()) as client:
-            with pytest.raises(BotoCoreError):
-                await put(client, entries(1, 200_000))
-        assert await program.stop() == 1
-        assert program.last_words().startswith(f"local Kinesis: cannot use {tmp_path}: ")
-        assert program.last_words().endswith("; make room there, move it away, or give another --state")
+        limited = ("bash", "-c", 'ulimit -f 64; exec "$@"', "bash", sys.executable, "-m", "local.kinesis.server")
+        arguments = ("--port", "0", "--stream", "posts", "--state", str(tmp_path))
+        running = await asyncio.create_subprocess_exec(*limited, *arguments, stdout=PIPE, stderr=PIPE)
+        assert running.stdout is not None
+        try:
+            async with connect((await running.stdout.readline()).decode().split()[-1]) as client:
+                with pytest.raises(BotoCoreError):
+                    await put(client, entries(1, 200_000))
+            _, problem = await running.communicate()
+        finally:
+            if running.returncode is None:
+                running.kill()
+        assert running.returncode == 1
+        assert problem.decode().startswith(f"local Kinesis: cannot use {tmp_path}: ")
+        assert problem.decode().endswith("; make room there, move it away, or give another --state\n")
 
     @pytest.mark.parametrize("arguments", [("--port", "65536"), ("--port", "0", "--stream", "posts", "--shards", "0")])
     def test_a_number_out_of_range_is_one_clear_line(
