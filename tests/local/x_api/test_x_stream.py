@@ -16,6 +16,7 @@ from local.x_api.settings import Settings
 from tests.elastic_loop import elastic_time
 
 CRLF = b"\r\n"
+GZIP = "accept-encoding: gzip\r\n"
 # A character of two bytes, an escape, and what `str.splitlines` takes for the end of a line.
 TEXT = "millrace M\u00fchle \u2028 \u0085 " + r"\"quoted\" \u0000 \n"
 
@@ -83,6 +84,16 @@ async def connected(api: XApi, headers: str = "") -> AsyncIterator[Client]:
         writer.close()
 
 
+@asynccontextmanager
+async def streaming(
+    settings: Settings, source: Numbered | None = None, headers: str = ""
+) -> AsyncIterator[tuple[XApi, Client]]:
+    """Serve, ask for the filtered stream, and read the head of the answer."""
+    async with serving(settings, source) as api, connected(api, headers) as client:
+        await client.head()
+        yield api, client
+
+
 async def test_headers_come_before_any_post_and_are_lower_case() -> None:
     """The answer begins at once, although nothing is to be said."""
     async with serving(Settings(limit=0)) as api, connected(api) as client:
@@ -97,23 +108,20 @@ async def test_headers_come_before_any_post_and_are_lower_case() -> None:
 async def test_lines_leave_in_the_chunks_of_the_layout() -> None:
     """Here with a border inside each CR LF."""
     line = Numbered().line(1)
-    async with serving(Settings(rate=0, limit=1, layout=Layout.CRLF)) as api, connected(api) as client:
-        await client.head()
+    async with streaming(Settings(rate=0, limit=1, layout=Layout.CRLF)) as (_, client):
         assert [await client.chunk() for _ in range(2)] == [line + b"\r", b"\n"]
 
 
 async def test_batch_layout_puts_waiting_lines_into_one_chunk() -> None:
     """What waits together leaves together, so that a fast stream needs few writes."""
     source = Numbered()
-    async with serving(Settings(rate=0, limit=50), source) as api, connected(api) as client:
-        await client.head()
+    async with streaming(Settings(rate=0, limit=50), source) as (_, client):
         assert b"".join(source.line(number) + CRLF for number in range(1, 51)) == await client.chunk()
 
 
 async def test_keep_alive_when_idle() -> None:
     """CR LF comes again and again while there is nothing to send."""
-    async with serving(Settings(limit=0, keep_alive=0.02)) as api, connected(api) as client:
-        await client.head()
+    async with streaming(Settings(limit=0, keep_alive=0.02)) as (api, client):
         assert [await client.chunk() for _ in range(3)] == [CRLF] * 3
         assert api.stats()["keep_alives"] >= 3
 
@@ -121,8 +129,7 @@ async def test_keep_alive_when_idle() -> None:
 @elastic_time
 async def test_keep_alives_come_after_20_seconds_and_a_little() -> None:
     """The little is a matter of chance, and some do not come at all if that is asked for."""
-    async with serving(Settings(limit=0)) as api, connected(api) as client:
-        await client.head()
+    async with streaming(Settings(limit=0)) as (api, client):
         loop = asyncio.get_running_loop()
         moments = [loop.time()]
         for number in range(6):
@@ -142,8 +149,7 @@ async def test_trickle_is_so_many_bytes_a_second() -> None:
     """A line of 200 bytes takes 40 seconds at 5; afterwards the stream runs again."""
     source = Numbered()
     size = len(source.line(1)) + 2
-    async with serving(Settings(rate=0.001, limit=2), source) as api, connected(api) as client:
-        await client.head()
+    async with streaming(Settings(rate=0.001, limit=2), source) as (api, client):
         await api.feed.until(lambda: api.feed.streams)
         api.faults.inject("trickle", seconds=1000, bytes=5)
         api.feed.set_rate(0)
@@ -161,7 +167,7 @@ async def test_gzip_can_be_read_chunk_by_chunk(layout: Layout) -> None:
     source = Numbered()
     async with (
         serving(Settings(rate=0, limit=1, layout=layout), source) as api,
-        connected(api, "accept-encoding: gzip\r\n") as client,
+        connected(api, GZIP) as client,
     ):
         assert b"content-encoding: gzip" in await client.head()
         inflate = zlib.decompressobj(wbits=31)
@@ -175,11 +181,7 @@ async def test_gzip_can_be_read_chunk_by_chunk(layout: Layout) -> None:
 
 async def test_gzip_ends_well_formed_with_the_last_chunk() -> None:
     """A clean end closes the compressed stream too."""
-    async with (
-        serving(Settings(rate=0, limit=1)) as api,
-        connected(api, "accept-encoding: gzip\r\n") as client,
-    ):
-        await client.head()
+    async with streaming(Settings(rate=0, limit=1), headers=GZIP) as (api, client):
         first = await client.chunk()
         api.faults.inject("last_chunk")
         inflate = zlib.decompressobj(wbits=31)
@@ -208,8 +210,7 @@ async def test_no_gzip_unless_accepted() -> None:
 async def test_orderly_endings(ending: Ending, tail: list[bytes]) -> None:
     """What waits is written first; then come the announcement, the last chunk, or nothing."""
     source = Numbered()
-    async with serving(Settings(rate=0, limit=3), source) as api, connected(api) as client:
-        await client.head()
+    async with streaming(Settings(rate=0, limit=3), source) as (api, client):
         first = await client.chunk()
         api.faults.inject(ending)
         assert tail == await client.chunks_to_end()
@@ -230,8 +231,7 @@ async def test_orderly_endings(ending: Ending, tail: list[bytes]) -> None:
 async def test_endings_in_the_middle_of_a_line(ending: Ending, tail: list[bytes]) -> None:
     """Half of the next line comes; the ledger calls it discarded."""
     source = Numbered()
-    async with serving(Settings(rate=0.001, limit=1), source) as api, connected(api) as client:
-        await client.head()
+    async with streaming(Settings(rate=0.001, limit=1), source) as (api, client):
         await api.feed.until(lambda: api.feed.streams)
         (stream,) = api.feed.streams
         api.faults.inject(ending)
@@ -247,11 +247,7 @@ async def test_endings_in_the_middle_of_a_line(ending: Ending, tail: list[bytes]
 async def test_gzip_can_end_in_the_middle_of_a_block(ending: Ending) -> None:
     """What came of the compressed stream can be inflated, and is neither the whole line nor an end."""
     source = Numbered()
-    async with (
-        serving(Settings(rate=0.001, limit=1), source) as api,
-        connected(api, "accept-encoding: gzip\r\n") as client,
-    ):
-        await client.head()
+    async with streaming(Settings(rate=0.001, limit=1), source, headers=GZIP) as (api, client):
         await api.feed.until(lambda: api.feed.streams)
         api.faults.inject(ending)
         api.feed.set_rate(0)
@@ -264,8 +260,7 @@ async def test_gzip_can_end_in_the_middle_of_a_block(ending: Ending) -> None:
 
 async def test_operational_disconnect_need_not_be_told() -> None:
     """X warns that the line may not come; the Connections API knows the reason all the same."""
-    async with serving(Settings(limit=0)) as api, connected(api) as client:
-        await client.head()
+    async with streaming(Settings(limit=0)) as (api, client):
         await api.feed.until(lambda: api.feed.streams)
         api.faults.inject("operational_disconnect", told=False)
         assert await client.chunks_to_end() == []
@@ -276,8 +271,7 @@ async def test_operational_disconnect_need_not_be_told() -> None:
 async def test_reset_takes_back_what_it_destroys() -> None:
     """Lines that the client's system had not confirmed are discarded: all that is called written can be read."""
     source = Numbered(size=2000)
-    async with serving(Settings(rate=0, limit=20_000), source) as api, connected(api) as client:
-        await client.head()
+    async with streaming(Settings(rate=0, limit=20_000), source) as (api, client):
         # Nobody reads any more, so the systems of both ends fill up.
         await api.feed.until(lambda: api.ledger.counts["queued"] and api.ledger.counts["written"] > 1000)
         await asyncio.sleep(0.1)
@@ -291,8 +285,7 @@ async def test_reset_takes_back_what_it_destroys() -> None:
 
 async def test_reset_is_a_reset() -> None:
     """The client sees RST, not an end."""
-    async with serving(Settings(rate=0, limit=1)) as api, connected(api) as client:
-        await client.head()
+    async with streaming(Settings(rate=0, limit=1)) as (api, client):
         await client.chunk()
         api.faults.inject("reset")
         with pytest.raises(ConnectionResetError):
@@ -303,8 +296,7 @@ async def test_reset_is_a_reset() -> None:
 
 async def test_stall_sends_no_byte_and_loses_nothing() -> None:
     """Neither posts nor keep-alives come while it lasts; the posts come afterwards."""
-    async with serving(Settings(limit=0, keep_alive=0.01)) as api, connected(api) as client:
-        await client.head()
+    async with streaming(Settings(limit=0, keep_alive=0.01)) as (api, client):
         await client.chunk()
         begun = asyncio.get_running_loop().time()
         api.faults.inject("stall", seconds=0.2)
@@ -316,8 +308,7 @@ async def test_stall_sends_no_byte_and_loses_nothing() -> None:
 
 async def test_silence_sends_keep_alives_only() -> None:
     """Posts wait while keep-alives go on."""
-    async with serving(Settings(limit=0, keep_alive=0.02)) as api, connected(api) as client:
-        await client.head()
+    async with streaming(Settings(limit=0, keep_alive=0.02)) as (api, client):
         await client.chunk()
         api.faults.inject("silence", seconds=0.3)
         before = api.stats()["keep_alives"]
@@ -327,8 +318,7 @@ async def test_silence_sends_keep_alives_only() -> None:
 
 async def test_an_ending_breaks_a_stall() -> None:
     """A stalled stream can be ended; what waited is written first."""
-    async with serving(Settings(rate=0, limit=1)) as api, connected(api) as client:
-        await client.head()
+    async with streaming(Settings(rate=0, limit=1)) as (api, client):
         await client.chunk()
         api.faults.inject("stall", seconds=60)
         api.faults.inject("line", line="late")
@@ -338,8 +328,7 @@ async def test_an_ending_breaks_a_stall() -> None:
 
 async def test_empty_stream_is_alive_without_posts() -> None:
     """Keep-alives go on, and the posts that fall due are unsent."""
-    async with serving(Settings(rate=0.001, limit=200, keep_alive=0.02)) as api, connected(api) as client:
-        await client.head()
+    async with streaming(Settings(rate=0.001, limit=200, keep_alive=0.02)) as (api, client):
         await api.feed.until(lambda: api.feed.streams)
         api.faults.inject("empty")
         api.feed.set_rate(100_000)
@@ -352,8 +341,7 @@ async def test_slow_reader_is_dropped_and_its_queue_is_counted() -> None:
     """Over its limit the queue is discarded; all that is called written can still be read."""
     source = Numbered(size=50_000)
     settings = Settings(rate=20_000, limit=2000, queue_limit=1_000_000)
-    async with serving(settings, source) as api, connected(api) as client:
-        await client.head()
+    async with streaming(settings, source) as (api, client):
         await api.feed.until(lambda: api.ledger.connections[0].ending != "open")
         await api.feed.until(lambda: api.feed.exhausted)
         ending, written, discarded = _end_of_first(api)
@@ -367,8 +355,7 @@ async def test_slow_reader_is_dropped_and_its_queue_is_counted() -> None:
 async def test_queue_has_a_limit_of_posts_too() -> None:
     """Over it the reader is too slow, however small the posts are."""
     settings = Settings(rate=100_000, limit=50_000, queue_posts=1000)
-    async with serving(settings, Numbered(size=3000)) as api, connected(api) as client:
-        await client.head()
+    async with streaming(settings, Numbered(size=3000)) as (api, _):
         await api.feed.until(lambda: api.ledger.connections[0].ending != "open")
         ending, _, discarded = _end_of_first(api)
         assert (ending, discarded > 1000) == (Ending.SLOW_READER, True)
@@ -377,8 +364,7 @@ async def test_queue_has_a_limit_of_posts_too() -> None:
 async def test_slow_reader_can_be_told() -> None:
     """The news stands behind what it has not read."""
     settings = Settings(rate=20_000, limit=2000, queue_limit=1_000_000, tells_slow_readers=True)
-    async with serving(settings, Numbered(size=50_000)) as api, connected(api) as client:
-        await client.head()
+    async with streaming(settings, Numbered(size=50_000)) as (api, client):
         await api.feed.until(lambda: api.ledger.connections[0].ending != "open")
         assert (await client.chunks_to_end())[-1] == disconnect_line("SlowReader") + CRLF
         assert _end_of_first(api)[0] == Ending.SLOW_READER
@@ -387,8 +373,7 @@ async def test_slow_reader_can_be_told() -> None:
 async def test_reset_does_not_wait_for_another_ending() -> None:
     """An orderly end waits for a client that does not read; a reset comes all the same."""
     settings = Settings(rate=20_000, queue_limit=1_000_000_000)
-    async with serving(settings, Numbered(size=50_000)) as api, connected(api) as client:
-        await client.head()
+    async with streaming(settings, Numbered(size=50_000)) as (api, _):
         await api.feed.until(lambda: api.ledger.counts["queued"] > 100)
         api.faults.inject("fin")
         api.faults.inject("reset")
@@ -402,8 +387,7 @@ async def test_reader_sets_the_pace_with_rate_zero() -> None:
     """However slow the client is, the queue does not grow: all posts are written, in order."""
     source = Numbered(size=20_000)
     settings = Settings(rate=0, limit=500, queue_limit=2_000_000)
-    async with serving(settings, source) as api, connected(api) as client:
-        await client.head()
+    async with streaming(settings, source) as (api, client):
         lines = b"".join(source.line(number) + CRLF for number in range(1, 501))
         received = bytearray()
         while len(received) < len(lines):
