@@ -28,7 +28,7 @@ def post(number: int, at: datetime) -> Item:
 # The first two are of the hour to come: the clock of X is before ours.
 POSTS = {str(number): post(number, NOW - timedelta(minutes=4 * number - 36)) for number in range(1, 41)}
 EXPIRED = {str(number): post(number, NOW) | {"ExpiresAt": int(NOW.timestamp())} for number in (90, 91)}
-# All that are not expired are of these.
+# Nothing above is older.
 HOURS = 3
 
 
