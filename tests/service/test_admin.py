@@ -10,18 +10,9 @@ from service.admin import LISTENERS, Admin, AdminError, Health
 from service.core.look import SourceFigures
 from service.log import Redactor
 from service.metrics import Metrics, new_registry
+from tests.still_clock import StillClock
 
 LOOPBACK = "127.0.0.1"
-
-
-class Clock:
-    """A time of day that stands still until it is set."""
-
-    def __init__(self) -> None:
-        self.now = 1_700_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Rig:
@@ -29,7 +20,7 @@ class Rig:
 
     def __init__(self, client: ClientSession) -> None:
         self.client = client
-        self.clock = Clock()
+        self.clock = StillClock(1_700_000_000.0)
         self.health = Health(["stream", "kinesis"], self.clock)
         self.figures: dict[str, object] = {"lanes": 4}
         self.frame: dict[str, object] = {"at": 1}
@@ -124,7 +115,7 @@ class TestHealth:
 
     def test_new_reason(self) -> None:
         """A new reason for the same state leaves the time since when it lasts."""
-        clock = Clock()
+        clock = StillClock(100.0)
         health = Health(["stream"], clock)
         clock.now += 5
         health.set("stream", ok=False, reason="unauthorized")

@@ -8,20 +8,11 @@ import pytest
 import structlog
 
 from service.log import Redactor, configure
+from tests.still_clock import StillClock
 
 pytestmark = pytest.mark.usefixtures("own_logging")
 
 TOKEN = "AAAA%2Fnever-to-be-seen"
-
-
-class Clock:
-    """A clock that stands still until it is set."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Terminal(io.TextIOWrapper):
@@ -194,7 +185,7 @@ class TestSecrets:
 class TestRepeatedWarnings:
     def test_limited(self, output: Output) -> None:
         """A warning is written at once, then once in 10 s, with the number of those that were left out."""
-        clock = Clock()
+        clock = StillClock(1000.0)
         configure("info", stream=output.stream, clock=clock)
         log = structlog.get_logger()
         for second in range(21):
@@ -208,7 +199,7 @@ class TestRepeatedWarnings:
 
     def test_by_name_and_reason(self, output: Output) -> None:
         """One warning does not hold back another; other levels are never held back."""
-        configure("info", stream=output.stream, clock=Clock())
+        configure("info", stream=output.stream, clock=StillClock(0.0))
         log = structlog.get_logger()
         for _ in range(2):
             log.warning("a", reason="one")
@@ -220,7 +211,7 @@ class TestRepeatedWarnings:
 
     def test_by_library(self, output: Output) -> None:
         """A talkative library does not hold back another one."""
-        configure("info", stream=output.stream, clock=Clock())
+        configure("info", stream=output.stream, clock=StillClock(0.0))
         for name in ("one", "one", "two"):
             logging.getLogger(name).warning("text")
         assert [event["logger"] for event in output.events] == ["one", "two"]

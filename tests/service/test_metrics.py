@@ -22,6 +22,7 @@ from service.core.records import (
 )
 from service.core.verdict import Check
 from service.metrics import Metrics, new_registry
+from tests.still_clock import StillClock
 
 # Dashboards and alerts rely on these names; the parser gives counters without their _total.
 FAMILIES = {
@@ -61,16 +62,6 @@ FAMILIES = {
 
 
 WELL, BAD = Check(True, "", 0.0), Check(False, "no answer", 0.0)
-
-
-class Clock:
-    """A clock that stands still until it is set."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Scraper:
@@ -225,9 +216,7 @@ class TestPosts:
 
     def test_the_whole_way(self, registry: CollectorRegistry) -> None:
         """From the writing, which the id tells, to the confirmation; who has no such id is not counted."""
-        wall = Clock()
-        wall.now = SNOWFLAKE_EPOCH + 1000.0 + 7.0
-        metrics = Metrics(registry, wall)
+        metrics = Metrics(registry, StillClock(SNOWFLAKE_EPOCH + 1000.0 + 7.0))
         written = [Post(b"{}", str(1_000_000 << 22), b"k", 0.0)] * 3
         metrics.outcomes([Outcome(written), Outcome([Post(b"{}", "", b"k", 0.0)])], 1.0)
         scraper = Scraper(registry)
@@ -287,7 +276,7 @@ class TestSource:
 
     def test_moments(self, registry: CollectorRegistry) -> None:
         """When something last came is a moment, so that an alert can tell its age; so is the next try, for the page."""
-        wall = Clock()
+        wall = StillClock(100.0)
         metrics = Metrics(registry, wall)
         scraper = Scraper(registry)
         names = ("posts_received", "posts_delivered", "stream_signal")
