@@ -25,6 +25,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
+from http.client import HTTPException
 
 from service import __version__
 from service.config import ConfigError, Settings, describe, load, markdown
@@ -127,16 +128,20 @@ def _health(settings: Settings) -> int:
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.http_host, settings.http_host)  # noqa: S104
     url = f"http://{host}:{settings.http_port}/readyz"
     try:
-        report = json.load(urllib.request.urlopen(url, timeout=3))
-    except urllib.error.HTTPError as error:
-        report = json.load(error)
-    except (OSError, ValueError) as error:
-        # urllib puts the error of the system into one of its own, whose text has brackets and a number.
-        cause = getattr(error, "reason", error)
-        reason = getattr(cause, "strerror", None) or cause
+        try:
+            answer = urllib.request.urlopen(url, timeout=3)
+        except urllib.error.HTTPError as not_ready:
+            answer = not_ready
+        checks = json.load(answer)["checks"]
+    except (OSError, HTTPException, ValueError, TypeError, KeyError) as error:
+        reason: object = "another program does"
+        if isinstance(error, OSError):
+            # urllib puts the error of the system into one of its own, whose text has brackets and a number.
+            cause = getattr(error, "reason", error)
+            reason = getattr(cause, "strerror", None) or cause
         print(f"no daemon answers at {url}: {reason}; see MILLRACE_HTTP_HOST and MILLRACE_HTTP_PORT", file=sys.stderr)
         return 1
-    for name, check in report["checks"].items():
+    for name, check in checks.items():
         print(f"{name:<8} {'ok' if check['ok'] else check['reason']}  (since {check['since']})")
     # Not being ready is no reason to be restarted: that would only add to an outage of X or of Kinesis.
     return 0

@@ -107,6 +107,35 @@ def test_health_without_a_daemon(millrace: Command) -> None:
     assert "MILLRACE_HTTP_PORT" in line
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 404 Not Found\r\n\r\nno",
+        b"HTTP/1.1 200 OK\r\n\r\n<html>",
+        b"HTTP/1.1 200 OK\r\n\r\n[]",
+        b"HTTP/1.1 200 OK\r\n\r\n{}",
+        b"220 ready to take mail\r\n",
+    ],
+)
+async def test_health_of_another_program(millrace: Command, answer: bytes) -> None:
+    """Whatever it says, it is no daemon: a line that names the settings, and code 1."""
+
+    async def reply(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        writer.close()
+
+    async with asyncio.timeout(50), await asyncio.start_server(reply, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        environ = STDIN | {"MILLRACE_HTTP_PORT": str(port)}
+        code, out, err = await asyncio.to_thread(millrace, "health", environ=environ)
+    assert (code, out) == (1, "")
+    assert err == (
+        f"no daemon answers at http://127.0.0.1:{port}/readyz: another program does;"
+        " see MILLRACE_HTTP_HOST and MILLRACE_HTTP_PORT\n"
+    )
+
+
 async def test_health_of_a_daemon_that_is_not_ready(millrace: Command) -> None:
     """It lives, so the code is 0: a restart would not help; what is wrong is printed."""
     health = Health(["stream", "kinesis"])
