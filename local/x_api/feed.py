@@ -15,6 +15,7 @@ import asyncio
 import heapq
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from random import Random
 from typing import Protocol
 
@@ -150,7 +151,14 @@ class Feed:
             elif self.rate or self._late:
                 now = asyncio.get_running_loop().time()
                 next_due = self._since + (self._given_since + 1) / self.rate - now if self.rate else 0.0
-                await asyncio.sleep(min(max(next_due, _TICK_SECONDS), _LONGEST_SLEEP_SECONDS))
+                if next_due < _LONGEST_SLEEP_SECONDS or self._late:
+                    await asyncio.sleep(min(max(next_due, _TICK_SECONDS), _LONGEST_SLEEP_SECONDS))
+                else:
+                    # With a slow rate nothing is to be done but for a change of it.
+                    self._changed.clear()
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(next_due):
+                            await self._changed.wait()
             else:
                 await self.until(lambda: self._due() or self.exhausted)
         self.changed()

@@ -7,6 +7,7 @@ and lays the ledgers side by side: what X wrote is in Kinesis, or is put aside w
 """
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from copy import copy
@@ -48,8 +49,11 @@ TOKEN = "secret-token"
 SHARDS = 16
 # More than the longest wait between two tries that the daemon ever makes.
 PATIENCE_SECONDS = 2000.0
-# One for all, because reading botocore's models takes half a second.
-_LOADER = AioSession().get_component("data_loader")
+# One for all, because to make one and to read botocore's models takes long. It knows no file and no machine of AWS.
+_SESSION = AioSession(profile="here")
+_SESSION.set_config_variable("config_file", os.devnull)
+_SESSION.set_config_variable("credentials_file", os.devnull)
+_SESSION.set_credentials("test", "test")
 # Posts look alike whatever the test; making the source takes a quarter of a second.
 _GENERATED = Generated(3)
 
@@ -90,7 +94,7 @@ class Rig:
         self.health = Health(["stream", "kinesis", "buffer"])
         self._letters = DeadLetters(directory, x.clock.now)
         self._producer = Producer(
-            aggregate=True, lanes_per_shard=1, linger=0.1, memory_limit=64 * MIB, compress=False, rng=self._rng
+            aggregate=True, lanes_per_shard=1, linger=1.0, memory_limit=64 * MIB, compress=False, rng=self._rng
         )
         self._journal: Journal | None = None
         self.source: Source | None = None
@@ -122,7 +126,9 @@ class Rig:
                 self.x.clock.now,
             )
             self.metrics.read_source = source.figures
-            kinesis = await stack.enter_async_context(Kinesis(STREAM, region="us-east-1", session=self._session()))
+            _SESSION.full_config["profiles"] = {"here": {"services": "here"}}
+            _SESSION.full_config["services"] = {"here": {"kinesis": {"endpoint_url": self._kinesis.url}}}
+            kinesis = await stack.enter_async_context(Kinesis(STREAM, region="us-east-1", session=_SESSION))
             sender = Sender(
                 self._producer,
                 kinesis,
@@ -155,20 +161,6 @@ class Rig:
                 sender.close()
                 await sending
 
-    def _session(self) -> AioSession:
-        """Give a session whose only configuration is a file of its own."""
-        file = self.directory / "aws"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(
-            f"[default]\nservices = here\n[services here]\nkinesis =\n  endpoint_url = {self._kinesis.url}\n"
-        )
-        session = AioSession(profile="default")
-        session.register_component("data_loader", _LOADER)
-        session.set_config_variable("config_file", str(file))
-        session.set_config_variable("credentials_file", str(self.directory / "none"))
-        session.set_credentials("test", "test")
-        return session
-
     def _on_outcomes(self, outcomes: list[Outcome]) -> None:
         assert self._journal is not None
         self.metrics.outcomes(outcomes, asyncio.get_running_loop().time())
@@ -189,13 +181,14 @@ class Rig:
     # What a test asks
 
     async def until(self, condition: Callable[[], object]) -> None:
-        """Wait until a condition holds, for `PATIENCE_SECONDS` at most."""
+        """Wait until a condition holds, for `PATIENCE_SECONDS` at most; who has waited long is asked less often."""
         loop = asyncio.get_running_loop()
-        last = loop.time() + PATIENCE_SECONDS
+        began = loop.time()
         while not condition():
-            await asyncio.sleep(0.1)
-            if loop.time() > last:
+            waited = loop.time() - began
+            if waited > PATIENCE_SECONDS:
                 raise TimeoutError("what is waited for does not come")
+            await asyncio.sleep(max(0.02, waited / 50))
             if self.running is not None and self.running.done():
                 self.running.result()
                 raise AssertionError("the daemon has ended")

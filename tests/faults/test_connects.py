@@ -38,7 +38,7 @@ ANSWERS = {
 async def test_each_answer_is_understood_and_outlived(tmp_path: Path, answer: str) -> None:
     """By its body, not its status; when X answers 200 again, posts come again."""
     reason, longest = ANSWERS[answer]
-    async with carried(tmp_path, rate=2, settings=NO_BACKFILL) as rig:
+    async with carried(tmp_path, rate=0.5, settings=NO_BACKFILL) as rig:
         await rig.received(5)
         rig.x.faults.inject("refuse", answer=answer)
         rig.x.faults.inject("fin")
@@ -54,7 +54,7 @@ async def test_each_answer_is_understood_and_outlived(tmp_path: Path, answer: st
 @elastic_time
 async def test_a_body_that_hangs_is_not_waited_for(tmp_path: Path, answer: str) -> None:
     """After some seconds the status alone has to do."""
-    async with carried(tmp_path, rate=1, settings=NO_BACKFILL) as rig:
+    async with carried(tmp_path, rate=0.5, settings=NO_BACKFILL) as rig:
         await rig.received(5)
         rig.x.faults.inject("refuse", answer=answer, hanging=True)
         rig.x.faults.inject("fin")

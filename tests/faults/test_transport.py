@@ -16,7 +16,7 @@ from tests.faults.rig import carried
 async def test_chunks_may_end_anywhere(tmp_path: Path, gzip: bool, layout: Layout) -> None:
     """Whatever the layout, the lines are the same: cut in CR LF, in a character, at every byte, glued, bare LF."""
     async with carried(tmp_path, gzip=gzip, layout=layout, rate=50) as rig:
-        await rig.received(20)
+        await rig.received(10)
         assert rig.dropped(DropReason.NOT_JSON) == 0
     assert rig.result.missed == 0
 
