@@ -14,6 +14,7 @@ Time is counted in beats, which the caller makes. At most one batch is under way
 
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import compress
 
 from service.core.limits import KIB, MIB
@@ -35,34 +36,32 @@ _PLACE_BITS = 20
 _PLACE_MASK = (1 << _PLACE_BITS) - 1
 
 
+@dataclass(slots=True, eq=False)
 class _Chunk:
     """
     Some posts that arrived together.
 
     Attributes:
         number: rises; also the key of its row.
+        beat: when it was begun.
+        in_memory: the caller has its posts; otherwise they wait to be read.
         lines: while it is not written; empty afterwards.
         flags: one byte a post, 1 for confirmed.
         left: how many are not confirmed, as of the last beat.
         kept: how many its row still has.
         size: its bytes, as far as they count against the limit.
-        beat: when it was begun.
-        in_memory: the caller has its posts; otherwise they wait to be read.
         written: it has a row.
     """
 
-    __slots__ = ("beat", "flags", "in_memory", "kept", "left", "lines", "number", "size", "written")
-
-    def __init__(self, number: int, beat: int, *, in_memory: bool) -> None:
-        self.number = number
-        self.lines: list[bytes] = []
-        self.flags = bytearray()
-        self.left = 0
-        self.kept = 0
-        self.size = 0
-        self.beat = beat
-        self.in_memory = in_memory
-        self.written = False
+    number: int
+    beat: int
+    in_memory: bool
+    lines: list[bytes] = field(default_factory=list)
+    flags: bytearray = field(default_factory=bytearray)
+    left: int = 0
+    kept: int = 0
+    size: int = 0
+    written: bool = False
 
     def positions(self) -> Iterable[int]:
         """Give the positions of the posts that are not confirmed."""
@@ -167,15 +166,13 @@ class Chunks:
         """Move rows of the backlog, as they were read from `cursor` on, to the caller's memory: positions and lines."""
         posts: list[tuple[int, bytes]] = []
         for row in rows:
-            chunk = _Chunk(row.number, beat, in_memory=True)
-            chunk.flags += row.flags or bytes(len(row.lines))
-            chunk.left = chunk.kept = chunk.flags.count(0)
-            chunk.size = sum(map(len, row.lines))
-            chunk.written = True
+            flags = bytearray(row.flags or len(row.lines))
+            left, size = flags.count(0), sum(map(len, row.lines))
+            chunk = _Chunk(row.number, beat, in_memory=True, flags=flags, left=left, kept=left, size=size, written=True)
             self._held[chunk.number] = chunk
             self.cursor = chunk.number + 1
-            self.stored -= chunk.left
-            lines = compress(row.lines, map((0).__eq__, chunk.flags)) if row.flags else row.lines
+            self.stored -= left
+            lines = compress(row.lines, map((0).__eq__, flags)) if row.flags else row.lines
             posts += zip(chunk.positions(), lines, strict=True)
         return posts
 

@@ -14,6 +14,12 @@ from typing import NamedTuple
 from service.core.limits import HASH_KEYS, RECORDS_PER_REQUEST
 from service.core.records import Shard
 
+# The longest name that slices() gives: it is the partition key of containers, and counts against the record limit.
+NAME_BYTES = 64
+
+# Authors who post much are few; looking up where they belong is three times as fast as hashing their name.
+KNOWN_KEYS = 1 << 16
+
 
 def hash_key(partition_key: bytes) -> int:
     """Where Kinesis files a partition key: 0 to 2^128 - 1."""
@@ -55,13 +61,6 @@ def slices_without_shards() -> list[Slice]:
     """Slices for a stream that ignores keys: as many as fill a request, and no shard is expected of any."""
     whole = Shard("", 0, HASH_KEYS - 1)
     return [piece._replace(name=f"lane-{piece.name[1:]}") for piece in slices([whole], RECORDS_PER_REQUEST)]
-
-
-# The longest name that slices() gives: it is the partition key of containers, and counts against the record limit.
-NAME_BYTES = 64
-
-# Authors who post much are few; looking up where they belong is three times as fast as hashing their name.
-KNOWN_KEYS = 1 << 16
 
 
 class ShardMap:
