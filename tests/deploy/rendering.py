@@ -7,6 +7,8 @@ from typing import Any
 
 from local.template import Template, load
 
+Document = Mapping[str, Any]
+
 DOCUMENT = load().document
 CODE: dict[str, str | int] = {"ArtifactBucket": "code", "ArtifactKey": "1.zip"}
 # Everything that can be switched on, and a value for what has none by default.

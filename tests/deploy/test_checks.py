@@ -7,19 +7,10 @@ from typing import Any
 
 import pytest
 
-from tests.deploy.checks import (
-    CHANGES,
-    CHECKS,
-    alarm_faults,
-    calls,
-    deletion_faults,
-    parameter_faults,
-    permission_faults,
-    reference_faults,
-    secret_faults,
-    size_faults,
-    switch_faults,
-)
+from tests.deploy.checks import CHECKS, deletion_faults, reference_faults, size_faults
+from tests.deploy.checks_alarms import alarm_faults
+from tests.deploy.checks_parameters import CHANGES, parameter_faults, switch_faults
+from tests.deploy.checks_rights import calls, permission_faults, secret_faults
 from tests.deploy.rendering import DOCUMENT
 
 RESOURCES = DOCUMENT["Resources"]

@@ -8,7 +8,7 @@ import pytest
 
 from local.template import TEMPLATE, Template
 from service.config import load
-from tests.deploy.checks import CHANGES, SWITCHES
+from tests.deploy.checks_parameters import CHANGES, SWITCHES
 from tests.deploy.rendering import CODE, DOCUMENT, FULL, leaves, needs, render, symbol
 
 RESOURCES = DOCUMENT["Resources"]
