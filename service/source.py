@@ -158,7 +158,7 @@ class Source:
         gaps, spend = self._watch.gaps, self._watch.spend
         return SourceFigures(
             self._watch.gap_seconds(),
-            gaps.missed(),
+            gaps.missed,
             gaps.backfilled,
             spend.posts,
             spend.budget or 0,

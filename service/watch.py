@@ -131,10 +131,7 @@ class Watch:
     def disconnected(self, reason: Reason, detail: str, retry_seconds: float, healable: bool) -> None:
         """There is no connection; the next try comes in so many seconds."""
         now = self._clock()
-        if reason is Reason.EMPTY:
-            self.gaps.lost_empty(reason, now)
-        else:
-            self.gaps.lost(reason, now, silent=reason is Reason.STALL)
+        self.gaps.lost(reason, now)
         self.changed = True
         self.trouble = ("", "") if healable else (reason.value, detail)
         self._metrics.disconnected(reason, detail, retry_seconds, healable)

@@ -191,17 +191,20 @@ class Gaps:
     """
     Follows one stream: what came, when there was nobody to take it, and what that cost.
 
-    Totals count from the start of the process: `backfilled` posts, and by `seconds` and `missed`.
-
     Arguments:
         kept: of an earlier run. Its end was the beginning of a gap.
+
+    Attributes:
+        entries: all gaps that are remembered, oldest first; the last one may be open.
+        missed: about how many posts the gaps cost since the start of the process; each when backfill has had its chance.
+        backfilled: how many posts of gaps came all the same since then.
     """
 
     def __init__(self, kept: Kept) -> None:
+        self.entries = kept.gaps[-GAPS:]
+        self.missed = 0
         self.backfilled = 0
-        self._entries = kept.gaps[-GAPS:]
         self._seconds = 0.0
-        self._missed = 0
         self._refused_at = kept.backfill_refused_at
         self._heard_at = kept.heard_at
         self._post_at = 0.0
@@ -213,16 +216,11 @@ class Gaps:
         # Gaps whose backfill is under way, or was cut off by the next one; oldest first.
         self._filling: list[Gap] = []
         self._backfill_minutes = 0
-        last = self._entries[-1] if self._entries else None
+        last = self.entries[-1] if self.entries else None
         if last is not None and last.until is None:
             self._open = last
         elif kept.heard_at is not None:
             self._begin(kept.heard_at, "restart")
-
-    @property
-    def entries(self) -> Sequence[Gap]:
-        """All that are remembered, oldest first; the last one may be open."""
-        return self._entries
 
     @property
     def rate(self) -> float:
@@ -235,12 +233,8 @@ class Gaps:
         return self._heard_at is not None and self._open is None
 
     def seconds(self, now: float) -> float:
-        """How long there was no connection, the gap that lasts included."""
+        """How long there was no connection since the start of the process, the gap that lasts included."""
         return self._seconds + (self._open.seconds(now) if self._open else 0.0)
-
-    def missed(self) -> int:
-        """About how many posts the gaps cost. A gap counts when backfill has had its chance."""
-        return self._missed
 
     # What happens
 
@@ -276,28 +270,27 @@ class Gaps:
             written = written_at(posts[-1].id)
             self._lag = max(0.0, now - written) if written is not None else 0.0
 
-    def lost(self, reason: str, now: float, *, silent: bool = False) -> None:
+    def lost(self, reason: str, now: float) -> None:
         """
         There is no connection, or there is none again.
 
-        `silent` says that the end was only noticed: the gap began with the last sign of life, or where there are only
-        keep-alives with the last post.
+        A stall is only noticed: the gap began with the last sign of life. That of an empty connection began with the
+        last post.
         """
         if self._open is not None:
             self._open.tries += 1
         elif self._heard_at is not None:
-            if not silent:
+            if reason == Reason.STALL:
+                self._begin(self._heard_at, reason)
+            elif reason == Reason.EMPTY:
+                self._begin(self._post_at, reason)
+                self._patience *= 2
+                # It may have fallen silent for a good reason: then less is to be expected from now on.
                 self._rate.add(0, now)
-            self._begin(self._heard_at if silent else now, reason)
+            else:
+                self._rate.add(0, now)
+                self._begin(now, reason)
             self._rate.pause()
-
-    def lost_empty(self, reason: str, now: float) -> None:
-        """The connection is given up because it is empty: the gap began with the last post."""
-        self._patience *= 2
-        self._begin(self._post_at, reason)
-        # It may have fallen silent for a good reason: then less is to be expected from now on.
-        self._rate.add(0, now)
-        self._rate.pause()
 
     def rules_changed(self) -> None:
         """What is to be expected is not known any more."""
@@ -345,13 +338,13 @@ class Gaps:
         """Write into `kept` what the next run needs."""
         kept.heard_at = self._heard_at
         kept.rate = self.rate
-        kept.gaps = self._entries
+        kept.gaps = self.entries
         kept.backfill_refused_at = self._refused_at
 
     def _begin(self, since: float, reason: str) -> None:
         self._open = Gap(since, reason, round(self.rate, 3))
-        self._entries.append(self._open)
-        del self._entries[:-GAPS]
+        self.entries.append(self._open)
+        del self.entries[:-GAPS]
 
     def _fill(self, posts: Sequence[Post], now: float) -> int:
         """Count the posts that were written during gaps, and how many those are; without any, the filling is over."""
@@ -378,5 +371,5 @@ class Gaps:
             if gap.reason == Reason.EMPTY and gap.until is not None and now - gap.until > EMPTY_SECONDS:
                 # The new connection brought nothing either: posts have become rare, and none was missed.
                 gap.rate = 0.0
-        self._missed += sum(gap.missed(now) for gap in self._filling)
+        self.missed += sum(gap.missed(now) for gap in self._filling)
         self._filling.clear()

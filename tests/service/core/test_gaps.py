@@ -155,7 +155,7 @@ class TestGaps:
         gaps.lost("network_error", NOW)
         assert not gaps.is_connected
         assert gaps.connected(NOW + 5) is None
-        assert (list(gaps.entries), gaps.seconds(NOW + 9), gaps.backfill_minutes(NOW + 9)) == ([], 0, 0)
+        assert (gaps.entries, gaps.seconds(NOW + 9), gaps.backfill_minutes(NOW + 9)) == ([], 0, 0)
         assert gaps.is_connected
 
     def test_a_gap(self) -> None:
@@ -166,13 +166,13 @@ class TestGaps:
         gaps.lost("server_error", now + 5)
         assert not gaps.is_connected
         assert gaps.seconds(now + 20) == 20
-        assert gaps.missed() == 0, "a gap counts when it is over"
+        assert gaps.missed == 0, "a gap counts when it is over"
         gap = gaps.connected(now + 30)
         assert gap is gaps.entries[-1]
         assert gap == Gap(now, "cut", gap.rate, now + 30, tries=2)
         assert gap.rate == pytest.approx(10, rel=0.01)
         assert gaps.seconds(now + 99) == 30
-        assert gaps.missed() == gap.missed(now + 99) == pytest.approx(300, rel=0.01)
+        assert gaps.missed == gap.missed(now + 99) == pytest.approx(300, rel=0.01)
 
     def test_several_gaps_add_up(self) -> None:
         """Seconds and posts count from the start of the process."""
@@ -183,17 +183,17 @@ class TestGaps:
             now = stream(gaps, now + 10, 60)
         assert len(gaps.entries) == 3
         assert gaps.seconds(now) == 30
-        assert gaps.missed() == pytest.approx(300, rel=0.02)
+        assert gaps.missed == pytest.approx(300, rel=0.02)
 
     def test_a_silent_end_is_dated_back(self) -> None:
         """A stall began with the last sign of life, an empty connection with its last post."""
         gaps, now = running()
         gaps.heard(now + 10)
-        gaps.lost("stall", now + 40, silent=True)
+        gaps.lost("stall", now + 40)
         assert gaps.entries[-1].since == now + 10
         gaps, now = running()
         gaps.heard(now + 20)
-        gaps.lost_empty("empty", now + 60)
+        gaps.lost("empty", now + 60)
         assert gaps.entries[-1].since == now
 
     def test_a_clock_that_is_set_back(self) -> None:
@@ -290,11 +290,11 @@ class TestBackfill:
         gaps.connected(now + 30, 1)
         old = [post(now + second / 10) for second in range(1, 251)]
         gaps.arrived(old, now + 31)
-        assert gaps.missed() == 0, "the account is open"
+        assert gaps.missed == 0, "the account is open"
         gaps.arrived([post(now + 31.5)], now + 32)
         gap = gaps.entries[-1]
         assert (gap.backfill_minutes, gap.backfilled, gaps.backfilled) == (1, 250, 250)
-        assert gaps.missed() == pytest.approx(50, abs=3)
+        assert gaps.missed == pytest.approx(50, abs=3)
 
     def test_old_and_live_posts_in_one_chunk(self) -> None:
         """Each is counted as what it is."""
@@ -328,9 +328,9 @@ class TestBackfill:
         gaps.lost("cut", now)
         gaps.connected(now + 30, 1)
         gaps.settle(now + 80)
-        assert gaps.missed() == 0
+        assert gaps.missed == 0
         gaps.settle(now + 91)
-        assert gaps.missed() == pytest.approx(300, rel=0.01)
+        assert gaps.missed == pytest.approx(300, rel=0.01)
 
     def test_a_drop_during_the_backfill(self) -> None:
         """The next one is asked for both gaps, and each gets its own posts."""
@@ -340,13 +340,13 @@ class TestBackfill:
         gaps.arrived([post(now + second / 10) for second in range(1, 101)], now + 101)
         gaps.lost("cut", now + 102)
         gaps.settle(now + 500)
-        assert gaps.missed() == 0, "there is another chance"
+        assert gaps.missed == 0, "there is another chance"
         assert gaps.backfill_minutes(now + 105) == 2
         gaps.connected(now + 105, 2)
         gaps.arrived([post(now + second / 10) for second in range(101, 1051)], now + 106)
         stream(gaps, now + 106, 1)
         assert [gap.backfilled for gap in gaps.entries] == [999, 50]
-        assert gaps.missed() == pytest.approx(0, abs=5)
+        assert gaps.missed == pytest.approx(0, abs=5)
 
     def test_a_drop_before_backfill_was_refused(self) -> None:
         """Where nothing more is to be expected all accounts are closed."""
@@ -355,7 +355,7 @@ class TestBackfill:
         gaps.connected(now + 30, 1)
         gaps.lost("cut", now + 31)
         gaps.connected(now + 41, 0)
-        assert gaps.missed() == pytest.approx(400, rel=0.01)
+        assert gaps.missed == pytest.approx(400, rel=0.01)
 
     def test_posts_without_a_time(self) -> None:
         """Ids that are not X's neither count nor end the account."""
@@ -365,7 +365,7 @@ class TestBackfill:
         gaps.arrived(named("a", "b"), now + 31)
         assert gaps.entries[-1].backfilled == 0
         gaps.settle(now + 1000)
-        assert gaps.missed() > 0
+        assert gaps.missed > 0
 
 
 class TestEmpty:
@@ -401,33 +401,33 @@ class TestEmpty:
             gaps.heard(now)
             if gaps.is_empty(now):
                 tries += 1
-                gaps.lost_empty("empty", now)
+                gaps.lost("empty", now)
                 gaps.connected(now + 1)
         assert 5 < tries < 15
 
     def test_a_new_connection_that_brings_posts_proves_the_old_one_was_broken(self) -> None:
         """What was to be expected of it was missed."""
         gaps, now = running()
-        gaps.lost_empty("empty", now + EMPTY_SECONDS)
+        gaps.lost("empty", now + EMPTY_SECONDS)
         gaps.connected(now + EMPTY_SECONDS)
         gaps.settle(now + EMPTY_SECONDS + 1)
-        assert gaps.missed() == 0, "it is not known yet"
+        assert gaps.missed == 0, "it is not known yet"
         stream(gaps, now + EMPTY_SECONDS, 3)
-        assert gaps.missed() == pytest.approx(600, rel=0.01)
+        assert gaps.missed == pytest.approx(600, rel=0.01)
 
     def test_a_new_connection_that_brings_nothing_takes_the_blame_from_the_old_one(self) -> None:
         """Posts have become rare: nothing was missed."""
         gaps, now = running()
-        gaps.lost_empty("empty", now + EMPTY_SECONDS)
+        gaps.lost("empty", now + EMPTY_SECONDS)
         gaps.connected(now + EMPTY_SECONDS)
         gaps.settle(now + 2 * EMPTY_SECONDS + 1)
-        assert gaps.missed() == gaps.entries[-1].missed(now) == 0
+        assert gaps.missed == gaps.entries[-1].missed(now) == 0
         assert gaps.seconds(now + 1000) == EMPTY_SECONDS
 
     def test_a_post_makes_it_impatient_again(self) -> None:
         """The time is a minute from the last post on, as at first."""
         gaps, now = running()
-        gaps.lost_empty("empty", now + EMPTY_SECONDS)
+        gaps.lost("empty", now + EMPTY_SECONDS)
         gaps.connected(now + EMPTY_SECONDS)
         assert not gaps.is_empty(now + 2.5 * EMPTY_SECONDS)
         gaps.arrived([post(now)], now + 2.5 * EMPTY_SECONDS)
@@ -459,11 +459,11 @@ def test_whatever_happens_the_accounts_hold(seed: int) -> None:
             case 0 | 1 if not gaps.is_connected:
                 gaps.connected(now, gaps.backfill_minutes(now))
             case 2 if gaps.is_connected:
-                gaps.lost("stall", now, silent=True)
+                gaps.lost("stall", now)
             case 3:
                 gaps.lost("cut", now)
             case 4 if gaps.is_empty(now):
-                gaps.lost_empty("empty", now)
+                gaps.lost("empty", now)
             case 5 | 6 if gaps.is_connected:
                 ages = [chance.choice([0.0, 1.0, 60.0, 500.0]) for _ in range(chance.randrange(20))]
                 gaps.arrived([post(now - age, number) for age in ages], now)
@@ -478,9 +478,9 @@ def test_whatever_happens_the_accounts_hold(seed: int) -> None:
                 if chance.random() < 0.05:
                     gaps.backfill_refused(now)
         assert gaps.seconds(now) >= seconds - 1e-6
-        assert gaps.missed() >= missed
+        assert gaps.missed >= missed
         assert 0 <= gaps.backfill_minutes(now) <= BACKFILL_MINUTES
         assert gaps.rate >= 0
         assert all(gap.until is not None for gap in gaps.entries[:-1])
-        seconds, missed = gaps.seconds(now), gaps.missed()
+        seconds, missed = gaps.seconds(now), gaps.missed
     assert len(gaps.entries) > 50
