@@ -13,8 +13,9 @@ run, and a ghost is waited out.
 """
 
 import asyncio
+from contextlib import suppress
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import msgspec
@@ -32,6 +33,8 @@ SETTLE_SECONDS = 5.0
 ANSWER_SECONDS = 10.0
 
 log = structlog.get_logger()
+
+_T = TypeVar("_T", bound=msgspec.Struct)
 
 
 class _Connection(msgspec.Struct):
@@ -84,12 +87,8 @@ class Connections:
             "max_results": "100",
             "connection.fields": "connected_at,endpoint_name,id",
         }
-        body = await self._ask("GET", token, params=query)
-        try:
-            found = msgspec.json.decode(body, type=_Active).data if body else []
-        except msgspec.DecodeError:
-            found = []
-        ids = [one.id for one in found if one.id and self._began(one, connected_at)]
+        active = await self._ask(_Active, "GET", token, params=query)
+        ids = [one.id for one in active.data if one.id and self._began(one, connected_at)]
         if len(ids) == 1:
             self.own = ids[0]
 
@@ -98,13 +97,10 @@ class Connections:
         own, self.own = self.own, ""
         if not own:
             return False
-        body = await self._ask("DELETE", token, json={"uuids": [own]})
-        try:
-            killed = msgspec.json.decode(body, type=_Killed).data.successful_kills if body else 0
-        except msgspec.DecodeError:
-            killed = 0
-        log.info("ghost_ended" if killed else "ghost_not_ended", connection=own)
-        return killed > 0
+        killed = await self._ask(_Killed, "DELETE", token, json={"uuids": [own]})
+        ended = killed.data.successful_kills > 0
+        log.info("ghost_ended" if ended else "ghost_not_ended", connection=own)
+        return ended
 
     def _began(self, connection: _Connection, moment: float) -> bool:
         if connection.endpoint_name not in {"", self._endpoint}:
@@ -115,11 +111,10 @@ class Connections:
             return False
         return abs(began - moment) <= TOLERANCE_SECONDS
 
-    async def _ask(self, method: str, token: str, **parts: Any) -> bytes:
-        """Send one request; b"" if there is no answer of use. What goes wrong here costs patience, nothing else."""
+    async def _ask(self, kind: type[_T], method: str, token: str, **parts: Any) -> _T:
+        """Send one request; an empty answer if there is none of use. What goes wrong costs patience, nothing else."""
         if not self._usable:
-            return b""
-
+            return kind()
         timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS)
         headers = {"User-Agent": f"Millrace/{__version__}"}
         try:
@@ -130,10 +125,12 @@ class Connections:
                 body = await response.read()
         except (aiohttp.ClientError, OSError) as error:
             log.info("connections_unknown", error=plain(error))
-            return b""
+            return kind()
         if response.status == 200:
-            return body
+            with suppress(msgspec.DecodeError):
+                return msgspec.json.decode(body, type=kind)
+            return kind()
         # 401 and 429 pass; others say that this access level, or this X, has no such thing.
         self._usable = response.status in {401, 429} or response.status >= 500
         log.info("connections_unknown", error=refusal(response.status, response.headers, body).words)
-        return b""
+        return kind()

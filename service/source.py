@@ -106,7 +106,6 @@ class Source:
 
     async def run(self, intake: Intake) -> None:
         """Keep connected until cancelled; raises RulesError if X does not take the rules at the start."""
-        self._watch.rejected = intake.reject
         await self._insist(self._token.get)
         if self._settings.rules:
             log_changes(await self._insist(lambda: self._sync(self._read_settings().rules)))
@@ -116,6 +115,7 @@ class Source:
             self._settings.x_url,
             self._token,
             intake.take,
+            intake.reject,
             self._watch,
             self._reconnect,
             self._clock,

@@ -38,7 +38,7 @@ from tweepy.asynchronous import AsyncStreamingClient
 
 from service import __version__
 from service.core.lines import LineSplitter
-from service.core.reconnect import Objection, Reason, Reconnect, Verdict, refusal
+from service.core.reconnect import Cause, Reason, Reconnect, Verdict, refusal
 from service.core.records import DropReason
 from service.http_client import UnavailableError, plain, session, start_of, unreachable
 
@@ -72,10 +72,7 @@ class Observer(Protocol):
     def keep_alive(self) -> None:
         """X wrote an empty line."""
 
-    def rejected(self, line: bytes, reason: DropReason) -> None:
-        """A line was overlong (its head is here) or cut."""
-
-    def objection(self) -> Objection | None:
+    def objection(self) -> Cause | None:
         """Say why no connection is wanted now; asked before each connect, and after each chunk of an open one."""
 
 
@@ -107,7 +104,8 @@ class Stream:
         url: base URL of the X API.
         token: gives the app-only bearer token.
         on_lines: takes complete lines, in order; returns those that hold nothing but X's errors. It must not wait.
-        observer: hears of connections, keep-alives and lines that are lost.
+        on_rejected: takes a line that was cut, or the head of one that was overlong.
+        observer: hears of connections and keep-alives.
         reconnect: says when to connect again.
         clock: the clock of `reconnect`, in seconds.
         path: of the stream, with what query tweepy does not know, such as `partition`.
@@ -121,6 +119,7 @@ class Stream:
         url: str,
         token: Token,
         on_lines: Callable[[list[bytes]], list[bytes]],
+        on_rejected: Callable[[bytes, DropReason], None],
         observer: Observer,
         reconnect: Reconnect,
         clock: Callable[[], float],
@@ -133,6 +132,7 @@ class Stream:
         self._url = url.rstrip("/") + path
         self._token = token
         self._on_lines = on_lines
+        self._on_rejected = on_rejected
         self._observer = observer
         self._reconnect = reconnect
         self._clock = clock
@@ -166,14 +166,14 @@ class Stream:
 
     async def _connect_once(self) -> Verdict:
         objection = self._observer.objection()
-        if objection is not None and objection.seconds is not None:
+        if objection is not None and objection.wait is not None:
             return self._reconnect.put_off(objection)
         try:
             token = await self._token.get()
         except UnavailableError as error:
             return error.verdict
         minutes = 0 if self._doubts_backfill else self._observer.backfill_minutes()
-        self._reconnect.connecting(self._clock())
+        self._reconnect.budget.take(self._clock())
         await self._observer.connecting()
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
         async with session(f"Bearer {token}", timeout, [_send_once]) as asking:
@@ -183,7 +183,7 @@ class Stream:
                 async with asyncio.timeout(self._stall_seconds):
                     response: aiohttp.ClientResponse = await client.filter(**query)
             except (aiohttp.ClientError, OSError) as error:
-                return self._reconnect.lost(Reason.NETWORK_ERROR, unreachable(error), self._clock())
+                return self._reconnect.lost(Cause(Reason.NETWORK_ERROR, unreachable(error)), self._clock())
             try:
                 if response.status == 200:
                     return await self._stay(response, minutes, token)
@@ -199,11 +199,11 @@ class Stream:
         cause = refusal(response.status, response.headers, body)
         if minutes and cause.reason in {Reason.BAD_REQUEST, Reason.FORBIDDEN}:
             self._doubts_backfill = True
-            return self._reconnect.lost(Reason.BACKFILL_REFUSED, cause.words, self._clock())
+            return self._reconnect.lost(cause._replace(reason=Reason.BACKFILL_REFUSED), self._clock())
         if cause.reason in {Reason.BAD_REQUEST, Reason.FORBIDDEN}:
             self._doubts_backfill = False
         if cause.reason is Reason.UNAUTHORIZED and self._token.refused():
-            return self._reconnect.lost(Reason.TOKEN_REPLACED, cause.words, self._clock())
+            return self._reconnect.lost(cause._replace(reason=Reason.TOKEN_REPLACED), self._clock())
         return self._reconnect.refused(cause, self._clock())
 
     async def _stay(self, response: aiohttp.ClientResponse, minutes: int, token: str) -> Verdict:
@@ -222,9 +222,9 @@ class Stream:
         finally:
             if learning is not None and not learning.cancel():
                 learning.result()
-        if end.seconds is not None:
+        if end.wait is not None:
             return self._reconnect.put_off(end)
-        return self._reconnect.lost(end.reason, end.words, self._clock(), self._last_error)
+        return self._reconnect.lost(end, self._clock(), self._last_error)
 
     async def _frees_slot(self, reason: Reason, token: str) -> bool:
         """Have X end our own older connection, from the second refusal on: most are gone by then."""
@@ -233,7 +233,7 @@ class Stream:
         self._crowded += 1
         return self._slot is not None and self._crowded > 1 and await self._slot.free(token)
 
-    async def _read(self, content: aiohttp.StreamReader) -> Objection:
+    async def _read(self, content: aiohttp.StreamReader) -> Cause:
         """Read until the connection ends; say how it ended."""
         self._last_error = b""
         splitter = LineSplitter()
@@ -244,9 +244,9 @@ class Stream:
                     try:
                         chunk = await content.readany()
                     except (aiohttp.ClientError, OSError) as error:
-                        return Objection(Reason.CUT, f"the connection broke off: {plain(error)}")
+                        return Cause(Reason.CUT, f"the connection broke off: {plain(error)}")
                     if not chunk:
-                        return Objection(Reason.CLEAN_CLOSE, "X ended the stream")
+                        return Cause(Reason.CLEAN_CLOSE, "X ended the stream")
                     self._take(splitter, splitter.feed(chunk))
                     objection = self._observer.objection()
                     if objection is not None:
@@ -256,7 +256,7 @@ class Stream:
         except TimeoutError:
             if not silence.expired():
                 raise
-            return Objection(Reason.STALL, f"X was silent for {self._stall_seconds:g} s, without even a keep-alive")
+            return Cause(Reason.STALL, f"X was silent for {self._stall_seconds:g} s, without even a keep-alive")
         finally:
             self._take_rest(splitter, content)
 
@@ -271,7 +271,7 @@ class Stream:
             splitter.keep_alives = 0
         if splitter.overlong:
             for head in splitter.overlong:
-                self._observer.rejected(head, DropReason.LINE_TOO_LONG)
+                self._on_rejected(head, DropReason.LINE_TOO_LONG)
             splitter.overlong.clear()
 
     def _take_rest(self, splitter: LineSplitter, content: aiohttp.StreamReader) -> None:
@@ -287,7 +287,7 @@ class Stream:
         if _is_whole(cut):
             self._take(splitter, [cut])
         else:
-            self._observer.rejected(cut, DropReason.LINE_CUT)
+            self._on_rejected(cut, DropReason.LINE_CUT)
 
 
 class _Client(AsyncStreamingClient):  # type: ignore[misc]  # tweepy has no types

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import structlog
 
 from service.core.gaps import Gap, Gaps, Kept, Window
-from service.core.reconnect import Objection, Reason
-from service.core.records import DropReason, Post
+from service.core.reconnect import Cause, Reason
+from service.core.records import Post
 from service.core.spend import Spend
 
 # Of the gaps, /status shows so many of the newest.
@@ -66,7 +66,6 @@ class Watch:
         clock: the time of day, in seconds since 1970.
 
     Attributes:
-        rejected: takes lines that the stream could not read whole.
         trouble: what somebody must act on, as a reason and X's words; empty texts if there is nothing.
         changed: something has happened that should be written down soon; whoever does so sets it back.
     """
@@ -83,7 +82,6 @@ class Watch:
         save: Callable[[], Awaitable[None]],
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.rejected: Callable[[bytes, DropReason], None]
         self.trouble = ("", "")
         self.changed = False
         self.gaps = Gaps(kept)
@@ -145,16 +143,16 @@ class Watch:
         self.gaps.heard(self._clock())
         self._metrics.keep_alive()
 
-    def objection(self) -> Objection | None:
+    def objection(self) -> Cause | None:
         """Say why no connection is wanted now."""
         now = self._clock()
         if self.spend.is_spent(now):
             ends_at = self.spend.ends_at(now)
             words = f"{self.spend.posts:,} posts have come this month, and MILLRACE_MONTHLY_POSTS allows"
             words += f" {self.spend.budget:,}; nothing more is read before {_iso(ends_at)}"
-            return Objection(Reason.BUDGET_SPENT, words, ends_at - now)
+            return Cause(Reason.BUDGET_SPENT, words, ends_at - now)
         if self.gaps.is_empty(now):
-            return Objection(Reason.EMPTY, "X sends keep-alives but no posts, though there should be some")
+            return Cause(Reason.EMPTY, "X sends keep-alives but no posts, though there should be some")
         return None
 
     # Posts

@@ -196,7 +196,7 @@ class Gaps:
 
     Attributes:
         entries: all gaps that are remembered, oldest first; the last one may be open.
-        missed: about how many posts the gaps cost since the start of the process; each when backfill has had its chance.
+        missed: about how many posts they cost since the start of the process; each when backfill has had its chance.
         backfilled: how many posts of gaps came all the same since then.
     """
 

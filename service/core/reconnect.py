@@ -167,12 +167,12 @@ _BY_STATUS = {
 
 class Cause(NamedTuple):
     """
-    Why something failed.
+    Why there is no connection, or why we ourselves want none.
 
     Attributes:
         reason: the short name.
-        words: one line: what happened, in X's own words where it used any.
-        wait: seconds that X asked to wait, or None.
+        words: one line: what is the matter, in X's own words where it used any.
+        wait: seconds to wait, if X or we ourselves say so.
     """
 
     reason: Reason
@@ -195,21 +195,6 @@ class Verdict(NamedTuple):
     reason: Reason
     detail: str
     healable: bool
-
-
-class Objection(NamedTuple):
-    """
-    Why we ourselves want no connection.
-
-    Attributes:
-        reason: the short name.
-        words: one line: what is the matter.
-        seconds: for so long; None to try again by the ladder.
-    """
-
-    reason: Reason
-    words: str
-    seconds: float | None = None
 
 
 def refusal(status: int, headers: Mapping[str, str], body: bytes) -> Cause:
@@ -297,17 +282,14 @@ class Reconnect:
     """
     One stream's way back: what happened goes in, a verdict comes out.
 
-    `spare` and `connects` are those of its `Budget`.
+    `spare` and `connects` are those of its `budget`. Each try to connect is to be taken from it, successful or not: X
+    counts both.
     """
 
     def __init__(self, now: float, rng: Random, spare: float | None = None, connects: float = CONNECTS) -> None:
         self.budget = Budget(now, spare, connects)
         self._ladders = Ladders(rng)
         self._connected_at: float | None = None
-
-    def connecting(self, now: float) -> None:
-        """Call it before each try to connect, successful or not: X counts both."""
-        self.budget.take(now)
 
     def connected(self, now: float) -> None:
         """X answered 200."""
@@ -317,13 +299,9 @@ class Reconnect:
         """X answered, but not with a stream: see `refusal`."""
         return self._within_budget(self._ladders.verdict(cause), now)
 
-    def lost(self, reason: Reason, words: str, now: float, message: bytes = b"") -> Verdict:
-        """
-        Nothing answered, or the connection ended; `message` is X's last line of errors, if there was any.
-
-        `words` is one line that says what happened.
-        """
-        cause = (farewell(message) if message else None) or Cause(reason, words)
+    def lost(self, cause: Cause, now: float, message: bytes = b"") -> Verdict:
+        """Nothing answered, or the connection ended; `message` is X's last line of errors, if there was any."""
+        cause = (farewell(message) if message else None) or cause
         was_good = self._connected_at is not None and now - self._connected_at >= GOOD_LIFE_SECONDS
         self._connected_at = None
         if was_good:
@@ -331,10 +309,10 @@ class Reconnect:
         at_once = was_good and not POLICIES[cause.reason].ladder.least
         return self._within_budget(_verdict(cause, 0.0) if at_once else self._ladders.verdict(cause), now)
 
-    def put_off(self, objection: Objection) -> Verdict:
-        """We ourselves want no connection for some seconds."""
+    def put_off(self, cause: Cause) -> Verdict:
+        """We ourselves want no connection for as long as the cause says."""
         self._connected_at = None
-        return _verdict(Cause(objection.reason, objection.words), objection.seconds or 0.0)
+        return _verdict(cause, cause.wait or 0.0)
 
     def _within_budget(self, verdict: Verdict, now: float) -> Verdict:
         return verdict._replace(delay=max(verdict.delay, self.budget.wait(now)))

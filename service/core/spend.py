@@ -13,11 +13,6 @@ from datetime import UTC, datetime
 NEAR = 0.9
 
 
-def month_of(now: float) -> str:
-    """The month of a moment, such as 2026-11."""
-    return datetime.fromtimestamp(now, UTC).strftime("%Y-%m")
-
-
 class Spend:
     """
     Counts.
@@ -67,7 +62,8 @@ class Spend:
         today = datetime.fromtimestamp(now, UTC)
         year, month = divmod(today.year * 12 + today.month, 12)
         self._ends_at = datetime(year, month + 1, 1, tzinfo=UTC).timestamp()
-        if self.month != month_of(now):
-            self.month = month_of(now)
+        name = today.strftime("%Y-%m")
+        if self.month != name:
+            self.month = name
             self.posts = 0
             self._warned = False

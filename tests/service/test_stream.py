@@ -10,7 +10,7 @@ import uvloop
 
 from service.core.limits import LINE_BYTES
 from service.core.lines import HEAD_BYTES
-from service.core.reconnect import Cause, Ladders, Objection, Reason, Reconnect
+from service.core.reconnect import Cause, Ladders, Reason, Reconnect
 from service.core.records import DropReason
 from service.http_client import UnavailableError
 from service.stream import Stream
@@ -67,7 +67,7 @@ class Watcher:
     def backfill_refused(self) -> None:
         self._event("learnt: no backfill")
 
-    def objection(self) -> Objection | None:
+    def objection(self) -> Cause | None:
         return None
 
     def connected(self, backfill_minutes: int) -> None:
@@ -80,7 +80,7 @@ class Watcher:
     def keep_alive(self) -> None:
         self._event("keep_alive")
 
-    def rejected(self, line: bytes, reason: DropReason) -> None:
+    def on_rejected(self, line: bytes, reason: DropReason) -> None:
         self.rejects.append((line, reason))
         self._event(reason.value)
 
@@ -122,14 +122,15 @@ def stream_by_hand(url: str, watcher: Watcher, token: FakeToken | None = None, *
     token = token or FakeToken(TOKEN)
     reconnect = options.pop("reconnect", None) or Reconnect(clock(), Shortest())
     defaults: dict[str, Any] = {"path": "/", "parameters": {}}
-    return Stream(url, token, watcher.on_lines, watcher, reconnect, clock, **{**defaults, **options})
+    return Stream(
+        url, token, watcher.on_lines, watcher.on_rejected, watcher, reconnect, clock, **{**defaults, **options}
+    )
 
 
 @contextlib.asynccontextmanager
 async def running(url: str, watcher: Watcher, **options: Any) -> AsyncIterator[asyncio.Task[None]]:
     """Run a stream; at the end it must let itself be cancelled."""
-    defaults: dict[str, Any] = {"path": "/2/tweets/search/stream", "parameters": PARAMETERS}
-    stream = stream_by_hand(url, watcher, **{**defaults, **options})
+    stream = stream_by_hand(url, watcher, **{"path": "/2/tweets/search/stream", "parameters": PARAMETERS} | options)
     task = asyncio.create_task(stream.run())
     try:
         yield task
@@ -593,18 +594,18 @@ async def test_a_bug_is_not_swallowed() -> None:
 class Objector(Watcher):
     """Wants no connection for a while, from some line on."""
 
-    def __init__(self, objection: Objection, after: int) -> None:
+    def __init__(self, objection: Cause, after: int) -> None:
         super().__init__()
         self._objection = objection
         self._after = after
 
-    def objection(self) -> Objection | None:
+    def objection(self) -> Cause | None:
         return self._objection if len(self.lines) >= self._after else None
 
 
 async def test_a_connection_that_is_not_wanted_any_more() -> None:
     """It is closed, what had come is kept, and no connect is made before the time that was named."""
-    watcher = Objector(Objection(Reason.BUDGET_SPENT, "enough", 3600), after=1)
+    watcher = Objector(Cause(Reason.BUDGET_SPENT, "enough", 3600), after=1)
     closed = asyncio.Event()
 
     async def behaviour(connection: Connection) -> None:
@@ -623,7 +624,7 @@ async def test_a_connection_that_is_not_wanted_any_more() -> None:
 
 async def test_a_connection_that_is_not_wanted_at_all() -> None:
     """X is not asked."""
-    watcher = Objector(Objection(Reason.BUDGET_SPENT, "enough", 3600), after=0)
+    watcher = Objector(Cause(Reason.BUDGET_SPENT, "enough", 3600), after=0)
     async with FakeX() as x, running(x.url, watcher):
         assert (await watcher.loss())[0] is Reason.BUDGET_SPENT
         assert x.requests == []
@@ -638,9 +639,9 @@ async def test_an_empty_connection_is_replaced() -> None:
         await connection.until_closed()
 
     class Impatient(Watcher):
-        def objection(self) -> Objection | None:
+        def objection(self) -> Cause | None:
             first = self.events.count("connected") == 1 and not self.losses
-            return Objection(Reason.EMPTY, "nothing comes") if first else None
+            return Cause(Reason.EMPTY, "nothing comes") if first else None
 
     watcher = Impatient()
     async with FakeX(behaviour) as x, running(x.url, watcher):

@@ -8,7 +8,7 @@ from service.admin import Health
 from service.core.board import Board
 from service.core.gaps import Kept
 from service.core.reconnect import Reason
-from service.core.records import DropReason, Post
+from service.core.records import Post
 from service.core.spend import Spend
 from service.metrics import Metrics, new_registry
 from service.watch import Watch
@@ -119,15 +119,6 @@ def test_a_keep_alive_is_a_sign_of_life() -> None:
     assert (rig.value("stream_signal_timestamp_seconds") or 0) > 0
 
 
-def test_lines_that_are_lost_go_to_whoever_takes_them() -> None:
-    """The watch only stands between."""
-    rig = Rig()
-    rejected: list[tuple[bytes, DropReason]] = []
-    rig.watch.rejected = lambda line, reason: rejected.append((line, reason))
-    rig.watch.rejected(b'{"data', DropReason.LINE_CUT)
-    assert rejected == [(b'{"data', DropReason.LINE_CUT)]
-
-
 def test_each_connect_is_written_down_before_it_is_made() -> None:
     """So that a process that dies in it does not forget it."""
     rig = Rig()
@@ -226,9 +217,9 @@ def test_the_budget_ends_the_connection() -> None:
         "11 posts have come this month, and MILLRACE_MONTHLY_POSTS allows 10; nothing more is read before"
         " 2026-12-01T00:00:00Z"
     )
-    assert objection.seconds == 5 * 86_400 + 2 * 3600
+    assert objection.wait == 5 * 86_400 + 2 * 3600
     rig.lose(Reason.BUDGET_SPENT, healable=False)
-    rig.now += objection.seconds
+    rig.now += objection.wait
     assert rig.watch.objection() is None
 
 
@@ -244,7 +235,7 @@ def test_a_connection_without_posts_is_objected_to() -> None:
     rig.now += 1
     objection = rig.watch.objection()
     assert objection is not None
-    assert (objection.reason, objection.seconds) == (Reason.EMPTY, None)
+    assert (objection.reason, objection.wait) == (Reason.EMPTY, None)
     rig.watch.rules_changed()
     assert rig.watch.objection() is None
 

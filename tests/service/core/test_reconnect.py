@@ -19,8 +19,8 @@ from service.core.reconnect import (
     WINDOW_SECONDS,
     WORDS,
     Budget,
+    Cause,
     Ladders,
-    Objection,
     Reason,
     Reconnect,
     Verdict,
@@ -148,7 +148,7 @@ def test_ladders_of_answers(status: int, body: bytes, expected: list[float]) -> 
 def test_ladder_of_network_errors() -> None:
     """Network errors take 250 ms more each time and stop at 16 s."""
     reconnect = Reconnect(0, Longest())
-    got = delays(lambda: reconnect.lost(Reason.NETWORK_ERROR, "refused", 0), 70)
+    got = delays(lambda: reconnect.lost(Cause(Reason.NETWORK_ERROR, "refused"), 0), 70)
     assert got[:4] == [0.25, 0.5, 0.75, 1.0]
     assert got[63:] == [16.0] * 7
 
@@ -213,9 +213,9 @@ LOSSES = [Reason.CLEAN_CLOSE, Reason.CUT, Reason.STALL]
 def test_at_once_after_a_good_connection(reason: Reason) -> None:
     """A connection that lived for a minute is replaced without waiting."""
     reconnect = Reconnect(0, Longest())
-    reconnect.connecting(0)
+    reconnect.budget.take(0)
     reconnect.connected(1)
-    assert reconnect.lost(reason, "gone", 1 + GOOD_LIFE_SECONDS).delay == 0
+    assert reconnect.lost(Cause(reason, "gone"), 1 + GOOD_LIFE_SECONDS).delay == 0
 
 
 @pytest.mark.parametrize("reason", LOSSES)
@@ -224,9 +224,9 @@ def test_not_at_once_after_a_short_connection(reason: Reason) -> None:
     reconnect = Reconnect(0, Longest())
     got = []
     for number in range(4):
-        reconnect.connecting(number)
+        reconnect.budget.take(number)
         reconnect.connected(number)
-        got.append(reconnect.lost(reason, "gone", number + 0.5).delay)
+        got.append(reconnect.lost(Cause(reason, "gone"), number + 0.5).delay)
     assert got == [0.25, 0.5, 0.75, 1.0]
 
 
@@ -235,11 +235,11 @@ def test_a_good_connection_takes_every_ladder_down() -> None:
     reconnect = Reconnect(0, Longest())
     for _ in range(5):
         reconnect.refused(refusal(503, {}, b""), 0)
-        reconnect.lost(Reason.NETWORK_ERROR, "refused", 0)
+        reconnect.lost(Cause(Reason.NETWORK_ERROR, "refused"), 0)
     reconnect.connected(0)
-    reconnect.lost(Reason.CUT, "gone", GOOD_LIFE_SECONDS)
+    reconnect.lost(Cause(Reason.CUT, "gone"), GOOD_LIFE_SECONDS)
     assert reconnect.refused(refusal(503, {}, b""), 61).delay == 5
-    assert reconnect.lost(Reason.NETWORK_ERROR, "refused", 62).delay == 0.25
+    assert reconnect.lost(Cause(Reason.NETWORK_ERROR, "refused"), 62).delay == 0.25
 
 
 def test_an_operational_disconnect_is_read_from_the_last_line() -> None:
@@ -247,12 +247,12 @@ def test_an_operational_disconnect_is_read_from_the_last_line() -> None:
     line = json(errors=[{"title": "operational-disconnect", "detail": "being restarted", "disconnect_type": "x"}])
     reconnect = Reconnect(0, Longest())
     reconnect.connected(0)
-    verdict = reconnect.lost(Reason.CUT, "gone", 30, line)
+    verdict = reconnect.lost(Cause(Reason.CUT, "gone"), 30, line)
     assert verdict.reason is Reason.OPERATIONAL_DISCONNECT
     assert verdict.delay == 5
     assert verdict.detail == "X ended the stream: operational-disconnect: being restarted"
     reconnect.connected(30)
-    assert reconnect.lost(Reason.CUT, "gone", 90, line).delay == 0
+    assert reconnect.lost(Cause(Reason.CUT, "gone"), 90, line).delay == 0
 
 
 def test_a_bare_problem_is_read_as_well() -> None:
@@ -266,7 +266,7 @@ def test_a_cap_reached_while_streaming_is_not_retried_at_once() -> None:
     """A good life does not outweigh a spent cap."""
     reconnect = Reconnect(0, Shortest())
     reconnect.connected(0)
-    verdict = reconnect.lost(Reason.CLEAN_CLOSE, "gone", 1000, json(errors=[{"title": "UsageCapExceeded"}]))
+    verdict = reconnect.lost(Cause(Reason.CLEAN_CLOSE, "gone"), 1000, json(errors=[{"title": "UsageCapExceeded"}]))
     assert (verdict.delay, verdict.reason, verdict.healable) == (60, Reason.USAGE_CAPPED, False)
 
 
@@ -274,7 +274,7 @@ def test_partial_errors_are_no_farewell() -> None:
     """Errors about a deleted post beside which nothing was sent do not explain the end of the stream."""
     assert farewell(json(errors=[{"title": "Not Found Error", "type": TYPE + "resource-not-found"}])) is None
     reconnect = Reconnect(0, Random(1))
-    assert reconnect.lost(Reason.CUT, "gone", 0, b'{"errors":[{"title":"x"}]}').reason is Reason.CUT
+    assert reconnect.lost(Cause(Reason.CUT, "gone"), 0, b'{"errors":[{"title":"x"}]}').reason is Reason.CUT
 
 
 def test_a_bucket_holds_a_burst_and_refills() -> None:
@@ -314,18 +314,18 @@ def test_the_budget_survives_a_restart() -> None:
 def test_the_budget_outweighs_a_short_delay() -> None:
     """Where the ladder would allow a try at once but the budget is spent, the budget decides."""
     reconnect = Reconnect(0, Shortest(), spare=1)
-    reconnect.connecting(0)
-    assert reconnect.lost(Reason.NETWORK_ERROR, "refused", 0).delay == pytest.approx(30)
+    reconnect.budget.take(0)
+    assert reconnect.lost(Cause(Reason.NETWORK_ERROR, "refused"), 0).delay == pytest.approx(30)
 
 
 def test_an_objection_waits_as_long_as_it_says() -> None:
     """What we ourselves do not want is no failure: no ladder is climbed."""
     reconnect = Reconnect(0, Longest())
     reconnect.connected(0)
-    verdict = reconnect.put_off(Objection(Reason.BUDGET_SPENT, "enough for this month", 86_400))
+    verdict = reconnect.put_off(Cause(Reason.BUDGET_SPENT, "enough for this month", 86_400))
     assert (verdict.delay, verdict.reason, verdict.healable) == (86_400, Reason.BUDGET_SPENT, False)
     assert verdict.detail == "enough for this month; raise MILLRACE_MONTHLY_POSTS to go on at once"
-    assert reconnect.lost(Reason.NETWORK_ERROR, "refused", 86_400).delay == 0.25
+    assert reconnect.lost(Cause(Reason.NETWORK_ERROR, "refused"), 86_400).delay == 0.25
 
 
 def assert_within_limits(connects: list[float]) -> None:
@@ -382,7 +382,7 @@ class Week:
                 verdict = None
 
     def _connect(self) -> Verdict:
-        self._reconnect.connecting(self.now)
+        self._reconnect.budget.take(self.now)
         self.connects.append(self.now)
         self.now += self.chance.choice([0.0, 0.001, 0.1, 3.0])
         trouble = self.trouble()
@@ -392,7 +392,7 @@ class Week:
             return self._live(min(self.chance.expovariate(3 / 86_400), following - self.now))
         kind = trouble[2]
         if kind == "network":
-            return self._reconnect.lost(Reason.NETWORK_ERROR, "refused", self.now)
+            return self._reconnect.lost(Cause(Reason.NETWORK_ERROR, "refused"), self.now)
         if isinstance(kind, float):
             return self._live(self.chance.uniform(0, kind))
         status, body, _, _ = kind
@@ -402,7 +402,7 @@ class Week:
         self._reconnect.connected(self.now)
         self.now += seconds
         message = self.chance.choice([b"", b'{"errors":[{"title":"operational-disconnect"}]}'])
-        return self._reconnect.lost(self.chance.choice(LOSSES), "gone", self.now, message)
+        return self._reconnect.lost(Cause(self.chance.choice(LOSSES), "gone"), self.now, message)
 
     def _restart(self) -> None:
         spare = self._reconnect.budget.spare(self.now)
@@ -460,10 +460,10 @@ def test_a_server_that_hangs_up_at_once_is_called_twice_a_minute() -> None:
     reconnect = Reconnect(now, Shortest())
     connects: list[float] = []
     while now < 86_400:
-        reconnect.connecting(now)
+        reconnect.budget.take(now)
         connects.append(now)
         reconnect.connected(now)
-        now += reconnect.lost(Reason.CLEAN_CLOSE, "gone", now).delay
+        now += reconnect.lost(Cause(Reason.CLEAN_CLOSE, "gone"), now).delay
     assert_within_limits(connects)
     assert len(connects) == pytest.approx(20 + 86_400 / 30, abs=2)
     assert max(later - earlier for earlier, later in pairwise(connects)) < 31

@@ -1,6 +1,6 @@
 from datetime import UTC, datetime
 
-from service.core.spend import Spend, month_of
+from service.core.spend import Spend
 
 
 def at(year: int, month: int, day: int, hour: int = 0, minute: int = 0, second: int = 0) -> float:
@@ -63,11 +63,6 @@ def test_a_warning_comes_once_a_month() -> None:
     assert [spend.should_warn(), spend.should_warn()] == [True, False]
     spend.add(95, at(2026, 12, 2))
     assert spend.should_warn()
-
-
-def test_the_name_of_a_month() -> None:
-    """By UTC."""
-    assert month_of(0.0) == "1970-01"
 
 
 def test_the_end_of_the_month() -> None:
