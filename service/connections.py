@@ -23,6 +23,7 @@ import structlog
 
 from service import __version__
 from service.core.reconnect import refusal
+from service.core.records import UNREADABLE
 from service.http_client import plain, session
 
 PATH = "/2/connections"
@@ -127,7 +128,7 @@ class Connections:
             log.info("connections_unknown", error=plain(error))
             return kind()
         if response.status == 200:
-            with suppress(msgspec.DecodeError):
+            with suppress(*UNREADABLE):
                 return msgspec.json.decode(body, type=kind)
             return kind()
         # 401 and 429 pass; others say that this access level, or this X, has no such thing.

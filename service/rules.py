@@ -32,6 +32,7 @@ from tweepy.asynchronous import AsyncStreamingClient
 
 from service import __version__
 from service.core.reconnect import Cause, Ladders, Reason, refusal
+from service.core.records import UNREADABLE
 from service.core.rules import Changes, Rule, compare
 from service.http_client import UnavailableError, session, unreachable
 
@@ -301,6 +302,6 @@ def _rule_problems(body: bytes) -> list[_Problem]:
     """Those errors of a refusal that are about a rule."""
     try:
         errors = msgspec.json.decode(body, type=_Answer).errors
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return []
     return [problem for problem in errors if problem.value]

@@ -14,6 +14,7 @@ import msgspec
 import structlog
 
 from service.core.gaps import Kept
+from service.core.records import UNREADABLE
 
 FILE_NAME = "source.json"
 # A disk that takes longer must not keep the daemon from connecting, or from ending.
@@ -44,7 +45,7 @@ class StateFile:
             return msgspec.json.decode(self._path.read_bytes(), type=Kept)
         except FileNotFoundError:
             return Kept()
-        except (msgspec.DecodeError, OSError) as error:
+        except (*UNREADABLE, OSError) as error:
             aside = self._path.with_suffix(".damaged.json")
             log.warning("source_state_damaged", path=str(self._path), error=str(error), set_aside=str(aside))
             try:

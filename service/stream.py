@@ -39,7 +39,7 @@ from tweepy.asynchronous import AsyncStreamingClient
 from service import __version__
 from service.core.lines import LineSplitter
 from service.core.reconnect import Cause, Reason, Reconnect, Verdict, refusal
-from service.core.records import DropReason
+from service.core.records import UNREADABLE, DropReason
 from service.http_client import UnavailableError, plain, session, start_of, unreachable
 
 # X writes a keep-alive at least every 20 s; clients that gave up after 21 s dropped healthy connections.
@@ -318,7 +318,7 @@ def _is_whole(line: bytes) -> bool:
     """Whether only the line's end is missing: no part of a JSON object is one itself."""
     try:
         msgspec.json.decode(line, type=dict[str, msgspec.Raw])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return False
     return True
 

@@ -13,6 +13,7 @@ import aiohttp
 import msgspec
 
 from service.core.reconnect import Cause, Ladders, Reason, refusal
+from service.core.records import UNREADABLE
 from service.http_client import UnavailableError, session, start_of, unreachable
 
 PATH = "/oauth2/token"
@@ -76,7 +77,7 @@ class BearerToken:
             cause = Cause(Reason.NETWORK_ERROR, unreachable(error))
             raise UnavailableError(self._ladders.verdict(cause)) from None
         if response.status == 200:
-            with suppress(msgspec.DecodeError):
+            with suppress(*UNREADABLE):
                 return msgspec.json.decode(body, type=_Token).access_token
         raise UnavailableError(self._ladders.verdict(refusal(response.status, response.headers, body)))
 

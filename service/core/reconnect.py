@@ -37,6 +37,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from service.core.records import UNREADABLE
+
 # X: 50 connects per app in 15 minutes (rate limits page), the volume streams' partitions together.
 WINDOW_SECONDS = 900.0
 CONNECTS = 50.0
@@ -328,7 +330,7 @@ def _problem(body: bytes) -> dict[str, Any]:
     """The first problem in an answer of X; empty if it is HTML, cut or otherwise not X's."""
     try:
         answer = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return {}
     if not isinstance(answer, dict):
         return {}

@@ -10,6 +10,9 @@ from typing import NamedTuple, Self
 
 import msgspec
 
+# What msgspec raises where bytes are not the JSON that is wanted.
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
 
 class Post(msgspec.Struct, gc=False):
     """

@@ -128,10 +128,19 @@ async def test_an_access_level_without_it_is_not_asked_again(status: int, asks: 
     assert TOKEN not in str(logs)
 
 
-@pytest.mark.parametrize("text", ["<html>", '{"data": 1}', '{"data": [{"id": "a", "connected_at": "soon"}]}', "{}"])
-async def test_an_answer_of_another_shape(text: str) -> None:
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"<html>",
+        b'{"data": 1}',
+        b'{"data": [{"id": "a", "connected_at": "soon"}]}',
+        b"{}",
+        b'{"data": [{"id": "\xff"}]}',
+    ],
+)
+async def test_an_answer_of_another_shape(body: bytes) -> None:
     """It costs the knowledge, nothing else."""
-    async with FakeX(answer=lambda: web.Response(text=text)) as x:
+    async with FakeX(answer=lambda: web.Response(body=body)) as x:
         connections = x.connections("id-1")
         assert not await connections.free(TOKEN)
         await connections.learn(NOW, TOKEN)

@@ -43,7 +43,7 @@ async def test_without_a_journal_nothing_is_kept() -> None:
     assert file.load() == Kept()
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"gaps": 1}', b"\xff"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"gaps": 1}', b'{"source": "\xff"}'])
 def test_a_damaged_file_is_set_aside(tmp_path: Path, content: bytes) -> None:
     """The daemon begins anew, says so, and the file stays for a look."""
     (tmp_path / FILE_NAME).write_bytes(content)

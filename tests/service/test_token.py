@@ -51,6 +51,7 @@ async def test_key_and_secret_become_a_token() -> None:
         (403, b'{"errors":[{"code":99,"message":"Unable to verify your credentials"}]}', Reason.UNAUTHORIZED),
         (200, b'{"token_type":"bearer"}', Reason.UNEXPECTED_ANSWER),
         (200, b"<html>", Reason.UNEXPECTED_ANSWER),
+        (200, b'{"access_token":"\xff"}', Reason.UNEXPECTED_ANSWER),
         (503, b"", Reason.SERVER_ERROR),
         (301, b"", Reason.REDIRECT),
     ],
