@@ -292,10 +292,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = from_arguments(arguments)
     tls = None
     try:
-        source: Source = Recorded(arguments.posts) if arguments.posts else Generated(settings.seed)
         if arguments.tls_cert:
             tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
             tls.load_cert_chain(arguments.tls_cert, arguments.tls_key)
+        source: Source = Recorded(arguments.posts) if arguments.posts else Generated(settings.seed)
         asyncio.run(_serve_until_signalled(XApi(source, settings, host=arguments.host, port=arguments.port, tls=tls)))
     except (OSError, ValueError) as error:
         reason = str(error)
