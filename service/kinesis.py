@@ -117,7 +117,7 @@ class Kinesis:
         session: where botocore's configuration and credentials come from; by default the environment.
         connect_timeout: seconds to a standing connection, TLS included.
         read_timeout: seconds without a byte of the answer, once the request is sent.
-        request_timeout: seconds for a whole request.
+        request_timeout: seconds for a whole request, and before it for credentials.
 
     Entering it sends nothing to Kinesis. It raises KinesisError where no region or no credentials can be had.
     """
@@ -269,7 +269,9 @@ class Kinesis:
 
     async def _sign(self, operation: str, body: bytes) -> Any:
         request = create_request_object({**self._requests[operation], "body": body})
-        await self._signer.sign(operation, request)
+        # It may ask a provider for new credentials, and not all of them have a limit of their own.
+        async with asyncio.timeout(self._request_timeout):
+            await self._signer.sign(operation, request)
         signed: Any = request.prepare()
         signed.body = _slices(body)
         return signed
@@ -352,6 +354,8 @@ def _setting(error: Exception) -> str:
         case NoCredentialsError() | PartialCredentialsError():
             way_out = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or run under a role"
             return f"No AWS credentials in any place where botocore looks: {way_out}"
+        case TimeoutError():
+            return "No AWS credentials in time: look at what hands them out, such as a role, SSO or a program"
         case ProfileNotFound():
             return f"{one_line(error)}: check AWS_PROFILE, and AWS' files of this user"
         case ValueError() if str(error).startswith("Invalid endpoint"):

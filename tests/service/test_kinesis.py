@@ -319,7 +319,7 @@ class TestPut:
 
 
 class Vault:
-    """Hands out a new key each time it is asked, each valid for less time than botocore likes; or fails."""
+    """Hands out a new key each time it is asked, each valid for less time than botocore likes; or fails, or hangs."""
 
     METHOD = "vault"
     CANONICAL_NAME = None
@@ -327,12 +327,15 @@ class Vault:
     def __init__(self) -> None:
         self.asked = 0
         self.is_open = True
+        self.is_silent = False
 
     async def load(self) -> Any:
         return AioRefreshableCredentials.create_from_metadata(await self._fetch(), self._fetch, self.METHOD)
 
     async def _fetch(self) -> dict[str, str]:
         self.asked += 1
+        if self.is_silent:
+            await asyncio.Event().wait()
         if not self.is_open:
             raise RuntimeError(f"the vault\nis closed; {KEY_ID} {SECRET} {TOKEN}")
         expiry = datetime.now(UTC) + timedelta(seconds=60)
@@ -373,6 +376,20 @@ class TestCredentials:
         assert failure.kind is FailureKind.DENIED
         assert "the vault is closed" in failure.message
         assert not any(secret in failure.message for secret in (KEY_ID, SECRET, TOKEN))
+        assert not server.seen
+
+    async def test_provider_hangs(self, server: Server, session_at: Callable[..., AioSession]) -> None:
+        """A provider that never answers holds no request for ever, and the line says where to look."""
+        session = session_at(server.url)
+        session._credentials = None
+        vault = Vault()
+        session.register_component("credential_provider", AioCredentialResolver([vault]))
+        async with Kinesis("tweets", session=session, request_timeout=0.05) as kinesis:
+            vault.is_silent = True
+            async with asyncio.timeout(5):
+                failure = await failure_of(kinesis)
+        assert failure[:2] == (FailureKind.DENIED, "TimeoutError")
+        assert failure.message.startswith("No AWS credentials in time")
         assert not server.seen
 
 
