@@ -51,7 +51,7 @@ test: lint ## lint, types and tests
 SIDE_BY_SIDE = -n $$($(BIN)/python -c 'import os; print(2 * os.cpu_count())') --dist worksteal
 
 test-long: setup-dev ## the long proofs: fifty kills, a minute of faults, an outage, resharding, X's own client; every branch of the core
-	$(BIN)/pytest $(SIDE_BY_SIDE) -m long
+	$(BIN)/pytest -n 3 --dist worksteal -m long
 	$(BIN)/pytest -n auto --cov=service.core --cov=processor.wire --cov-fail-under=100 tests/service/core tests/processor/test_wire.py
 
 coverage: setup-dev ## what the tests run of each module, its branches and its processes included

@@ -19,7 +19,8 @@ import aiohttp
 from aiobotocore.session import AioSession
 from prometheus_client.parser import text_string_to_metric_families
 
-from local.pipeline import CREDENTIALS, STREAM, TABLE
+from local import CLIENT
+from local.pipeline import STREAM, TABLE
 from local.reconcile import Reconciliation, fetch_sent, fetch_shards, fetch_table_ids, reconcile
 
 ROOT = Path(__file__).parents[2]
@@ -183,14 +184,7 @@ def fetch(url: str, body: Any = None) -> Any:
 
 
 async def _table_ids(url: str) -> list[str]:
-    client = AioSession().create_client(
-        "dynamodb",
-        endpoint_url=url,
-        region_name=CREDENTIALS["AWS_REGION"],
-        aws_access_key_id=CREDENTIALS["AWS_ACCESS_KEY_ID"],
-        aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
-    )
-    async with client as dynamodb:
+    async with AioSession().create_client("dynamodb", endpoint_url=url, **CLIENT) as dynamodb:
         return await fetch_table_ids(dynamodb, TABLE)
 
 

@@ -19,6 +19,7 @@ from zipfile import ZipFile
 import pytest
 
 from deploy.package import package
+from local import CLIENT
 from local.table import create_table, dynamodb
 from local.template import load
 from local.worker import function_environment
@@ -135,9 +136,7 @@ def test_it_starts_and_stores_as_on_lambda(tmp_path: Path) -> None:
         with running(tmp_path, url) as function:
             answers = [function.invoke(BATCH) for _ in range(2)]
             lines = [json.loads(line) for line in function.log.splitlines() if line.startswith("{")]
-        client = connect_reader(
-            region_name="us-east-1", endpoint_url=url, aws_access_key_id="local", aws_secret_access_key="local"
-        )
+        client = connect_reader(endpoint_url=url, **CLIENT)
         messages = {plain(item)["Message"] for item in client.scan(TableName=table)["Items"]}
         client.close()
 

@@ -82,7 +82,6 @@ async def test_the_library_of_aws_reads_exactly_the_lines_sent(
 ) -> None:
     """What lies in Kinesis decodes with aws-kinesis-agg to the very lines that X wrote."""
     async with Pipeline(tmp_path, rate=300, limit=900, table=False) as running:
-        await running.settle()
         await delivered(running, 900)
         async with aiohttp.ClientSession() as http:
             sent = {post.md5 for post in await fetch_sent(http, running.x.url)}

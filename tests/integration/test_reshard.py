@@ -11,7 +11,8 @@ import aiohttp
 import pytest
 from aiobotocore.session import AioSession
 
-from local.pipeline import CREDENTIALS, STREAM, Pipeline
+from local import CLIENT
+from local.pipeline import STREAM, Pipeline
 from local.reconcile import Reconciliation, SentPost, ShardRecords, fetch_sent, fetch_shards, post_id_of, reconcile
 from processor.wire import decode
 from service.core.limits import HASH_KEYS
@@ -47,20 +48,6 @@ class Operator:
         """Wait until so many more posts are delivered."""
         start = (await self._running.metrics())["posts_delivered_total"]
         await delivered(self._running, start + posts)
-
-
-@asynccontextmanager
-async def operator(running: Pipeline) -> AsyncIterator[Operator]:
-    """Give an operator with a client for the local Kinesis."""
-    client = AioSession().create_client(
-        "kinesis",
-        endpoint_url=running.kinesis.url,
-        region_name=CREDENTIALS["AWS_REGION"],
-        aws_access_key_id=CREDENTIALS["AWS_ACCESS_KEY_ID"],
-        aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
-    )
-    async with client as kinesis:
-        yield Operator(running, kinesis)
 
 
 @asynccontextmanager
@@ -118,7 +105,9 @@ def read(sent: Sequence[SentPost], shards: Sequence[ShardRecords], ranges: Mappi
 async def test_splits_and_merges_under_load(tmp_path: Path) -> None:
     """Nothing is lost, late or refused, no second passes without a delivery, and only what strayed is sent again."""
     async with Pipeline(tmp_path, rate=RATE, table=False) as running:
-        async with operator(running) as stream, watched(running) as rises:
+        client = AioSession().create_client("kinesis", endpoint_url=running.kinesis.url, **CLIENT)
+        async with client as kinesis, watched(running) as rises:
+            stream = Operator(running, kinesis)
             await stream.carried(RATE)
             await stream.change(
                 "split_shard", ShardToSplit="shardId-000000000000", NewStartingHashKey=str(HASH_KEYS // 8)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from local.pipeline import Pipeline
+from tests.integration.steps import until
 
 # X cannot know what was still on the wire when the daemon ended the connection: a backfill brings it again.
 BACKFILL = ["--enterprise"]
@@ -25,9 +26,9 @@ async def ended_without_kinesis(running: Pipeline, signals: int) -> tuple[int, f
     assert process is not None
     started = clock()
     for number in range(signals):
-        if number:
-            # Until the first one has been seen.
-            await asyncio.sleep(0.5)
+        # Two that come before it has looked would be one.
+        while number and not any('"event":"draining"' in line for line in running.daemon.said()):
+            await asyncio.sleep(0.05)
         process.send_signal(signal.SIGTERM)
     code = await process.wait()
     return code, clock() - started
@@ -38,6 +39,8 @@ async def all_arrives(running: Pipeline) -> None:
     await running.restart_kinesis(after=0)
     await running.restart_daemon()
     await running.stop_posts()
+    # What the journal kept can be delivered before X has been asked for the rest.
+    await until(running, lambda metrics: metrics["stream_connected"] == 1)
     await running.settle()
     assert (await running.metrics())["posts_recovered_total"] >= 500
     result = await running.reconcile()

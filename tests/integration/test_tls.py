@@ -9,6 +9,7 @@ import pytest
 
 from bench.tls import make_certificate
 from local.kinesis.server import LocalKinesis
+from local.pipeline import CREDENTIALS
 from local.posts import Generated
 from local.processes import Process
 from local.reconcile import SentPost, fetch_shards, post_id_of, read_letters, reconcile
@@ -24,25 +25,22 @@ ENDINGS = (Ending.CUT, Ending.FIN_MID_LINE, Ending.RESET, Ending.LAST_CHUNK)
 
 def environment(x: XApi, kinesis: LocalKinesis, directory: Path, trusted: Path) -> dict[str, str]:
     """Give all of the daemon's environment."""
-    names = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "MILLRACE_"))}
-    return (
-        inherited
-        | names
-        | {
-            "PYTHONUNBUFFERED": "1",
-            "NO_PROXY": "127.0.0.1",
-            "SSL_CERT_FILE": str(trusted),
-            "AWS_ENDPOINT_URL_KINESIS": kinesis.url,
-            "MILLRACE_X_URL": x.url,
-            "MILLRACE_BEARER_TOKEN": "any",
-            "MILLRACE_RULES": "millrace",
-            "MILLRACE_STREAM": "posts",
-            "MILLRACE_HTTP_PORT": "0",
-            "MILLRACE_JOURNAL": str(directory / "journal"),
-            "MILLRACE_LOG_FORMAT": "json",
-        }
-    )
+    return {
+        **inherited,
+        **CREDENTIALS,
+        "PYTHONUNBUFFERED": "1",
+        "NO_PROXY": "127.0.0.1",
+        "SSL_CERT_FILE": str(trusted),
+        "AWS_ENDPOINT_URL_KINESIS": kinesis.url,
+        "MILLRACE_X_URL": x.url,
+        "MILLRACE_BEARER_TOKEN": "any",
+        "MILLRACE_RULES": "millrace",
+        "MILLRACE_STREAM": "posts",
+        "MILLRACE_HTTP_PORT": "0",
+        "MILLRACE_JOURNAL": str(directory / "journal"),
+        "MILLRACE_LOG_FORMAT": "json",
+    }
 
 
 async def connected(x: XApi, number: int) -> None:
