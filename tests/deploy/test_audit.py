@@ -1,10 +1,24 @@
 import json
-from collections.abc import Mapping
+import platform
+import shlex
+import tarfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pytest
 
-from deploy.audit import AuditError, Finding, exceptions, faults, main, of_checkov, of_guard
+from deploy.audit import (
+    CHECKOV_HAS_FINDINGS,
+    GUARD_BINARY,
+    GUARD_HAS_FINDINGS,
+    AuditError,
+    Finding,
+    exceptions,
+    faults,
+    main,
+    of_checkov,
+    of_guard,
+)
 from local.template import load
 
 DOCUMENT = load().document
@@ -93,6 +107,54 @@ def test_report_of_guard_that_says_nothing_is_an_error(report: str) -> None:
     """No rule applied, or a finding that cannot be placed: it is not passed over."""
     with pytest.raises(AuditError, match="CloudFormation Guard"):
         of_guard(report)
+
+
+def program(path: Path, output: str, code: int) -> None:
+    """Write a program that prints this and ends so."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        f"#!/bin/sh\nprintf %s {shlex.quote(output)}\necho '  in short' >&2\nexit {code}\n", encoding="utf-8"
+    )
+    path.chmod(0o755)
+
+
+def install(directory: Path, findings: Iterable[Finding], code: int = CHECKOV_HAS_FINDINGS) -> Path:
+    """Return an environment with programs in the places of the tools, which find this; checkov ends with a code."""
+    by_guard = [finding for finding in findings if finding.rule.startswith("CT.")]
+    by_checkov = [finding for finding in findings if finding not in by_guard]
+    entries = [
+        {"Rule": {"name": "r", "message": f"[{rule}]: x", "checks": [{"path": f"/Resources/{resource}/Properties"}]}}
+        for rule, resource in by_guard
+    ]
+    environment = directory / "environment"
+    report = checkov_report(*((rule, f"AWS::Some::Kind.{resource}") for rule, resource in by_checkov))
+    program(environment / "bin/checkov", report, code)
+    guard = directory / "package/bin" / GUARD_BINARY[platform.system(), platform.machine()] / "cfn-guard"
+    program(guard, guard_report(*entries), GUARD_HAS_FINDINGS)
+    package = environment / "lib/python3/site-packages/cdklabs/cdk_validator_cfnguard/_jsii/guard.tgz"
+    package.parent.mkdir(parents=True)
+    with tarfile.open(package, "w:gz") as archive:
+        archive.add(directory / "package", "package")
+    return environment
+
+
+def test_template_is_audited_by_both_tools(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the tools of the environment find is just what the template excepts."""
+    assert main([str(install(tmp_path, EXCEPTED))]) == 0
+    assert capsys.readouterr() == (f"audit: {len(EXCEPTED)} findings, {len(EXCEPTED)} exceptions\n", "")
+
+
+def test_fault_ends_the_audit_with_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A finding more is named, and the exit code is 1."""
+    assert main([str(install(tmp_path, [*EXCEPTED, Finding("CKV_AWS_117", "New")]))]) == 1
+    assert capsys.readouterr().err == "audit: CKV_AWS_117 on New: not followed, and no exception\n"
+
+
+def test_tool_that_breaks_down_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A tool that ends otherwise than with or without findings has checked nothing, whatever it printed."""
+    environment = install(tmp_path, EXCEPTED, code=3)
+    assert main([str(environment)]) == 2
+    assert capsys.readouterr().err == f"audit: {environment}/bin/checkov ends with 3: in short\n"
 
 
 def test_missing_tools_are_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
