@@ -110,7 +110,6 @@ class Board:
         if look.at <= self._ago(1, look).at:
             # The clock was set back: rates begin anew.
             self._recent.clear()
-            self._minute.clear()
         self._points.append((round(look.at, 1), *_rates(look, self._ago(1, look)), look.connected))
         self._fill_cells(look)
         self._note_throttles(look)

@@ -83,12 +83,12 @@ def test_rates() -> None:
     """They are the mean of the last five seconds; the curve has each second."""
     page = board()
     for second in range(8):
-        page.add(look(second, received=100 * second, delivered=90 * second))
-    found = frame(page, look(8, received=800, delivered=720))
+        page.add(look(second, received=500 * (second > 3), delivered=450 * (second > 3)))
+    found = frame(page, look(8, received=500, delivered=450))
     assert (found["in_per_second"], found["out_per_second"]) == (100, 90)
-    assert found["points"][-1] == [START + 7, 100, 90, True]
     points: Any = page.history()["points"]
-    assert points[0] == (START, 0, 0, True)
+    assert points[3:6] == [(START + 3, 0, 0, True), (START + 4, 500, 450, True), (START + 5, 0, 0, True)]
+    assert found["points"][-1] == [START + 7, 0, 0, True]
 
 
 def test_the_curve_ends() -> None:
@@ -100,12 +100,13 @@ def test_the_curve_ends() -> None:
 
 
 def test_a_clock_that_is_set_back() -> None:
-    """It gives no negative rate."""
+    """It gives no negative rate, and rates begin anew."""
     page = board()
     page.add(look(100, received=1000))
     page.add(look(50, received=1100))
     page.add(look(51, received=1200))
     assert [point[1] for point in page.history()["points"]] == [0, 0, 100]  # type: ignore[attr-defined]
+    assert frame(page, look(52, received=1300))["in_per_second"] == 100
 
 
 def test_delays() -> None:
