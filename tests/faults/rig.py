@@ -10,7 +10,6 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from copy import copy
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -19,7 +18,6 @@ import aiohttp
 from aiobotocore.session import AioSession
 
 from local.kinesis.server import LocalKinesis
-from local.posts import Generated, Snowflakes
 from local.reconcile import Reconciliation, SentPost, fetch_shards, post_id_of, read_letters, reconcile
 from local.x_api.feed import Source as Posts
 from local.x_api.server import XApi
@@ -42,6 +40,7 @@ from service.kinesis import Kinesis, KinesisError
 from service.metrics import Metrics, new_registry
 from service.sender import Sender
 from service.source import Source
+from tests.invented import posts
 
 STREAM = "posts"
 TOKEN = "secret-token"
@@ -54,15 +53,6 @@ _SESSION = AioSession(profile="here")
 _SESSION.set_config_variable("config_file", os.devnull)
 _SESSION.set_config_variable("credentials_file", os.devnull)
 _SESSION.set_credentials("test", "test")
-# Posts look alike whatever the test; making the source takes a quarter of a second.
-_GENERATED = Generated(3)
-
-
-def _posts() -> Generated:
-    """Give the invented posts once more, with ids that begin now: those of another test's time may be later."""
-    posts = copy(_GENERATED)
-    posts._ids = Snowflakes()
-    return posts
 
 
 class Rig:
@@ -285,7 +275,7 @@ async def carried(
     order of a key is not looked at, for several daemons that write at once.
     """
     options: dict[str, Any] = {"rate": 200.0, "tokens": (TOKEN,)} | x_settings
-    async with XApi(source or _posts(), Settings(**options)) as x, LocalKinesis({STREAM: SHARDS}) as kinesis:
+    async with XApi(source or posts(), Settings(**options)) as x, LocalKinesis({STREAM: SHARDS}) as kinesis:
         if before is not None:
             await before(x)
         rig = Rig(x, kinesis, directory, settings or {})
