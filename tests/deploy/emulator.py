@@ -149,8 +149,3 @@ def _without(node: Any, missing: set[str]) -> Any:
 
 def _is_about(node: Any, missing: set[str]) -> bool:
     return isinstance(node, Mapping) and node.keys() <= {"Ref", "Fn::GetAtt"} and bool(references(node) & missing)
-
-
-def as_text(document: Mapping[str, Any]) -> str:
-    """Return a template as it is sent."""
-    return json.dumps(document)

@@ -1,20 +1,12 @@
-from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
 from botocore.exceptions import ClientError
 
 from deploy.bucket import BucketError, CodeBucket
-from tests.deploy.emulator import LocalSession, moto
+from tests.deploy.emulator import LocalSession
 
 ACCOUNT = "123456789012"
-
-
-@pytest.fixture
-def session() -> Iterator[LocalSession]:
-    """An empty AWS."""
-    with moto() as session:
-        yield session
 
 
 class Refusing:

@@ -1,7 +1,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +9,10 @@ from botocore.exceptions import ClientError, EndpointConnectionError, NoCredenti
 
 from deploy.__main__ import main, next_steps
 from deploy.package import package
-from tests.deploy.emulator import LocalSession, as_text, environment_of, for_moto, moto
+from tests.deploy.emulator import LocalSession, environment_of, for_moto
 
 ROOT = Path(__file__).parents[2]
-TEMPLATE = as_text(for_moto())
-
-
-@pytest.fixture
-def session() -> Iterator[LocalSession]:
-    """An empty AWS."""
-    with moto() as session:
-        yield session
+TEMPLATE = json.dumps(for_moto())
 
 
 class Broken:
@@ -64,8 +56,8 @@ def test_change_leaves_only_the_new_code(session: LocalSession, capsys: pytest.C
     document = for_moto()
     for section in ("Resources", "Outputs"):
         document[section] = {name: one for name, one in document[section].items() if "Condition" not in one}
-    assert main(["up", "mill"], session=session, template=as_text(document)) == 0
-    assert main(["up", "mill", "BatchSize=7"], session=session, template=as_text(document) + " ") == 0
+    assert main(["up", "mill"], session=session, template=json.dumps(document)) == 0
+    assert main(["up", "mill", "BatchSize=7"], session=session, template=json.dumps(document) + " ") == 0
     (mapping,) = session.client("lambda").list_event_source_mappings()["EventSourceMappings"]
     assert mapping["BatchSize"] == 7
     s3 = session.client("s3")

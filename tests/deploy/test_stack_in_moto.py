@@ -18,7 +18,6 @@ from tests.deploy.emulator import (
     NOT_IN_MOTO,
     LocalSession,
     as_lambda,
-    as_text,
     environment_of,
     event_of,
     for_moto,
@@ -34,7 +33,7 @@ def session() -> Iterator[LocalSession]:
         s3 = session.client("s3")
         s3.create_bucket(Bucket="code", CreateBucketConfiguration={"LocationConstraint": session.region_name})
         s3.put_object(Bucket="code", Key="1.zip", Body=package())
-        s3.put_object(Bucket="code", Key="template", Body=as_text(for_moto()).encode())
+        s3.put_object(Bucket="code", Key="template", Body=json.dumps(for_moto()).encode())
         yield session
 
 
