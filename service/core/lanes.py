@@ -22,14 +22,12 @@ class ShardState(NamedTuple):
     Attributes:
         shard_id: its name; "any" for all of a stream that ignores keys.
         share: of the shard's limits, what may be used now: 0 to 1.
-        backing_off: lanes whose record failed and waits to be sent again.
         posts: waiting to be confirmed.
         oldest_seconds: since when its oldest post waits; 0 if none does.
     """
 
     shard_id: str
     share: float
-    backing_off: int
     posts: int
     oldest_seconds: float
 
@@ -74,7 +72,6 @@ class Lanes:
                 ShardState(
                     shard_id=shard_id,
                     share=min(lane.pace.share_at(now) for lane in lanes),
-                    backing_off=sum(lane.state is State.BACKING_OFF for lane in lanes),
                     posts=sum(len(lane.posts) + (len(lane.head.posts) if lane.head else 0) for lane in lanes),
                     oldest_seconds=max((now - post.received_at for post in firsts), default=0.0),
                 )

@@ -82,7 +82,7 @@ class Daemon:
 
 def shards(*shares: float) -> Inside:
     """Have shards with these paces, and be well otherwise."""
-    states = [ShardState(name, share, int(share < 1), 5, 2.5) for name, share in zip(NAMES, shares, strict=False)]
+    states = [ShardState(name, share, 5, 2.5) for name, share in zip(NAMES, shares, strict=False)]
     return Inside(shards=states, checks=WELL)
 
 
@@ -286,7 +286,7 @@ class TestTexts:
         daemon.board.take([Post(line % self.HOSTILE.encode(), self.HOSTILE, b"", 0.0)])
         daemon.board.note(START, self.HOSTILE, self.HOSTILE, "bad")
         checks = {**WELL, "kinesis": Check(False, self.HOSTILE, START)}
-        daemon.pass_time(2, inside=Inside(shards=[ShardState(self.HOSTILE, 1.0, 0, 0, 0.0)], checks=checks))
+        daemon.pass_time(2, inside=Inside(shards=[ShardState(self.HOSTILE, 1.0, 0, 0.0)], checks=checks))
         alerts: list[str] = []
         page.on("dialog", lambda dialog: alerts.append(dialog.message))
         await page.goto(daemon.url)

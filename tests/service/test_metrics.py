@@ -103,7 +103,7 @@ def request(sizes: Iterable[int]) -> PutRequest:
 class TestExposition:
     def test_every_family(self, registry: CollectorRegistry, metrics: Metrics) -> None:
         """Each family has help and a type, only counters end in _total, and there are no series of birth times."""
-        shards = [ShardState("shardId-000000000000", 1.0, 0, 0, 0.0)]
+        shards = [ShardState("shardId-000000000000", 1.0, 0, 0.0)]
         metrics.shards(["shardId-000000000000"])
         metrics.read_inside = lambda: Inside(shards=shards, checks={"stream": WELL})
         families = list(text_string_to_metric_families(generate_latest(registry).decode()))
@@ -350,7 +350,7 @@ class TestInside:
         assert scraper.value("lanes") == 0
         assert scraper.labels("ready", "check") == set()
         producer = Statistics(7, 700, 2, 1, 1, 1, 8)
-        shards = [ShardState("a", 0.7, 1, 3, 2.5), ShardState("b", 1.0, 0, 0, 0.0)]
+        shards = [ShardState("a", 0.7, 3, 2.5), ShardState("b", 1.0, 0, 0.0)]
         metrics.read_inside = lambda: Inside(producer, shards, {"stream": WELL, "kinesis": BAD})
         assert [scraper.value(f"lanes{name}") for name in ("", "_in_flight", "_backing_off")] == [2, 1, 1]
         assert (scraper.value("put_requests_in_flight"), scraper.value("put_requests_window")) == (1, 8)
@@ -378,7 +378,7 @@ class TestInside:
 def test_a_look(metrics: Metrics) -> None:
     """The live page sees the same figures as a scrape, as plain values."""
     buffer, source = Buffer(posts=3, on_disk=2), SourceFigures(4.0)
-    inside = Inside(shards=[ShardState("a", 0.7, 1, 3, 2.5)], checks={"stream": WELL}, mode="ON_DEMAND")
+    inside = Inside(shards=[ShardState("a", 0.7, 3, 2.5)], checks={"stream": WELL}, mode="ON_DEMAND")
     metrics.read_buffer, metrics.read_inside, metrics.read_source = lambda: buffer, lambda: inside, lambda: source
     metrics.shards(["a"])
     metrics.received(9, 900)

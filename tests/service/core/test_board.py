@@ -59,7 +59,7 @@ def board(*, shows_posts: bool = False) -> Board:
 
 def shard(share: float = 1.0, name: str = SHARD) -> ShardState:
     """Make a shard with this pace."""
-    return ShardState(name, share, 0, 0, 0.0)
+    return ShardState(name, share, 0, 0.0)
 
 
 def frame(board: Board, look: Look) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def test_shards_tell_how_they_are() -> None:
     lanes.open[2].pace.throttled(1.0)
     fail(lanes.open[2], post(1), post(1))
     lanes.open[3].posts.append(Post(b"older", "1", b"key", -1.0))
-    assert lanes.states(1.0) == [ShardState("a", 1.0, 0, 0, 0.0), ShardState("b", DECREASE, 1, 3, 2.0)]
+    assert lanes.states(1.0) == [ShardState("a", 1.0, 0, 0.0), ShardState("b", DECREASE, 3, 2.0)]
     assert lanes.states(100.0)[1].share == 1.0
 
 
@@ -117,4 +117,4 @@ def test_lanes_without_a_shard_are_one() -> None:
     lanes = Lanes()
     lanes.redraw([piece._replace(shard_id="") for piece in cut("lane-0", "lane-1")], 0.0)
     lanes.put_in_front([post(0), post(1)], doubtful=False)
-    assert lanes.states(2.0) == [ShardState("any", 1.0, 0, 2, 2.0)]
+    assert lanes.states(2.0) == [ShardState("any", 1.0, 2, 2.0)]
