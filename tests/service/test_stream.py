@@ -14,19 +14,13 @@ from service.core.reconnect import Cause, Ladders, Reason, Reconnect
 from service.core.records import DropReason
 from service.http_client import UnavailableError
 from service.stream import Stream
+from tests.service.chance import Longest, Shortest
 from tests.service.scripted_server import Behaviour, Connection, FakeX, chunked, head, refuses, silent
 
 SECONDS = 10
 TOKEN = "secret-token"
 PARAMETERS = {"tweet_fields": ("author_id", "note_tweet"), "expansions": ("author_id",), "media_fields": ()}
 LINES = [b'{"data":{"id":"%d","text":"%s"}}' % (number, b"x" * 100) for number in range(20_000)]
-
-
-class Shortest(Random):
-    """Chance at its lower end: the ladders of short waits do not wait."""
-
-    def random(self) -> float:
-        return 0.0
 
 
 def says(*lines: bytes, end: bytes = b"0\r\n\r\n") -> Behaviour:
@@ -750,10 +744,6 @@ async def test_a_connection_is_learnt_while_it_stands() -> None:
 async def test_new_rules_end_the_wait_for_rules() -> None:
     """After a 409 the next try comes at once when rules have been added; after anything else it does not."""
     watcher = Watcher()
-
-    class Longest(Random):
-        def random(self) -> float:
-            return 1.0
 
     async with FakeX(refuses(409, b"{}"), refuses(401, b"{}")) as x:
         stream = stream_by_hand(x.url, watcher, reconnect=Reconnect(0, Longest()))

@@ -3,20 +3,7 @@ from random import Random
 import pytest
 
 from service.core.backoff import Trouble, delay
-
-
-class Longest(Random):
-    """Chance at its upper end."""
-
-    def random(self) -> float:
-        return 1.0
-
-
-class Shortest(Random):
-    """Chance at its lower end."""
-
-    def random(self) -> float:
-        return 0.0
+from tests.service.chance import Longest, Shortest
 
 
 def test_the_bound_doubles_with_each_failure() -> None:

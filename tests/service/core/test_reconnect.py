@@ -27,22 +27,9 @@ from service.core.reconnect import (
     farewell,
     refusal,
 )
+from tests.service.chance import Longest, Shortest
 
 TYPE = "https://api.twitter.com/2/problems/"
-
-
-class Longest(Random):
-    """Chance at its upper end."""
-
-    def random(self) -> float:
-        return 1.0
-
-
-class Shortest(Random):
-    """Chance at its lower end."""
-
-    def random(self) -> float:
-        return 0.0
 
 
 def json(**fields: object) -> bytes:
