@@ -21,7 +21,6 @@ import aiohttp
 import msgspec
 import structlog
 
-from service import __version__
 from service.core.reconnect import refusal
 from service.core.records import UNREADABLE
 from service.http_client import plain, session
@@ -117,11 +116,10 @@ class Connections:
         if not self._usable:
             return kind()
         timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS)
-        headers = {"User-Agent": f"Millrace/{__version__}"}
         try:
             async with (
                 session(f"Bearer {token}", timeout) as asking,
-                asking.request(method, self._url, headers=headers, allow_redirects=False, **parts) as response,
+                asking.request(method, self._url, allow_redirects=False, **parts) as response,
             ):
                 body = await response.read()
         except (aiohttp.ClientError, OSError) as error:

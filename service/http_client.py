@@ -14,9 +14,13 @@ from contextlib import suppress
 
 import aiohttp
 
+from service import __version__
 from service.core.limits import KIB
 from service.core.reconnect import Verdict
 
+CONNECT_SECONDS = 10.0
+# For a whole answer, where it is one that ends.
+ANSWER_SECONDS = 30.0
 # Of an answer that is not the wished one; nobody reads more.
 BODY_BYTES = 64 * KIB
 # Of asyncio: the addresses behind it are a tuple, or several.
@@ -41,7 +45,10 @@ def session(
         request.headers["Authorization"] = authorization
         return await send(request)
 
-    return aiohttp.ClientSession(timeout=timeout, trust_env=True, middlewares=(authorise, *middlewares))
+    headers = {"User-Agent": f"Millrace/{__version__}"}
+    return aiohttp.ClientSession(
+        headers=headers, timeout=timeout, trust_env=True, middlewares=(authorise, *middlewares)
+    )
 
 
 async def start_of(response: aiohttp.ClientResponse, seconds: float) -> bytes:

@@ -30,18 +30,15 @@ import msgspec
 import structlog
 from tweepy.asynchronous import AsyncStreamingClient
 
-from service import __version__
 from service.core.reconnect import Cause, Ladders, Reason, refusal
 from service.core.records import UNREADABLE
 from service.core.rules import Changes, Rule, compare
-from service.http_client import UnavailableError, session, unreachable
+from service.http_client import ANSWER_SECONDS, CONNECT_SECONDS, UnavailableError, session, unreachable
 
 PATH = "/2/tweets/search/stream/rules"
 
 # X names no limit for one request. This is its largest page, and all the rules that most access levels allow.
 RULES_PER_REQUEST = 1000
-ANSWER_SECONDS = 30.0
-CONNECT_SECONDS = 10.0
 # How often it is looked whether the file has changed.
 LOOK_SECONDS = 1.0
 
@@ -281,10 +278,9 @@ class _Client(AsyncStreamingClient):  # type: ignore[misc]  # tweepy has no type
     ) -> aiohttp.ClientResponse:
         """Send one request; raises RulesError if rules are refused, _RefusedError if it is anything else."""
         assert not user_auth, "rules belong to the app"
-        headers = {"User-Agent": f"Millrace/{__version__} {self.user_agent}"}
         response: aiohttp.ClientResponse
         async with self.session.request(
-            method, self._url + route, params=params, json=json, headers=headers, allow_redirects=False
+            method, self._url + route, params=params, json=json, allow_redirects=False
         ) as response:
             body = await response.read()
         if 200 <= response.status < 300 and response.content_type == "application/json":

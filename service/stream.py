@@ -1,8 +1,8 @@
 """
 X streams as lines of bytes: connect, read, and connect again for as long as the daemon runs.
 
-tweepy's here: the names of the query's parameters, their encoding, and its User-Agent behind ours. Ours: the address,
-because tweepy has it fixed; and the loop, because of what tweepy 4.17's does, measured with aiohttp 3.14:
+tweepy's here: the names of the query's parameters, and their encoding. Ours: the address, because tweepy has it fixed;
+and the loop, because of what tweepy 4.17's does, measured with aiohttp 3.14:
 
 * it reads a line at a time and awaits a hook for each: at a drop aiohttp raises before it hands out what has
   already arrived, and of 200 complete lines 29 came through;
@@ -36,15 +36,13 @@ import aiohttp
 import msgspec
 from tweepy.asynchronous import AsyncStreamingClient
 
-from service import __version__
 from service.core.lines import LineSplitter
 from service.core.reconnect import Cause, Reason, Reconnect, Verdict, refusal
 from service.core.records import UNREADABLE, DropReason
-from service.http_client import UnavailableError, plain, session, start_of, unreachable
+from service.http_client import CONNECT_SECONDS, UnavailableError, plain, session, start_of, unreachable
 
 # X writes a keep-alive at least every 20 s; clients that gave up after 21 s dropped healthy connections.
 STALL_SECONDS = 30.0
-CONNECT_SECONDS = 10.0
 # For the body of a refusal.
 BODY_SECONDS = 5.0
 # X asks for 5 s after a taken slot; once the slot is freed there is nothing to wait for but X's own bookkeeping.
@@ -299,7 +297,7 @@ class _Client(AsyncStreamingClient):  # type: ignore[misc]  # tweepy has no type
         self.session = session
 
     async def _connect(self, method: str, _endpoint: str, params: Mapping[str, str]) -> aiohttp.ClientResponse:
-        headers = {"User-Agent": f"Millrace/{__version__} {self.user_agent}", "Accept-Encoding": "gzip"}
+        headers = {"Accept-Encoding": "gzip"}
         response: aiohttp.ClientResponse = await self.session.request(
             method, self._url, params=params, headers=headers, allow_redirects=False
         )

@@ -14,11 +14,9 @@ import msgspec
 
 from service.core.reconnect import Cause, Ladders, Reason, refusal
 from service.core.records import UNREADABLE
-from service.http_client import UnavailableError, session, start_of, unreachable
+from service.http_client import ANSWER_SECONDS, CONNECT_SECONDS, UnavailableError, session, start_of, unreachable
 
 PATH = "/oauth2/token"
-ANSWER_SECONDS = 30.0
-CONNECT_SECONDS = 10.0
 
 
 class BearerToken:

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 import aiohttp
 import pytest
 
+from service import __version__
 from service.http_client import BODY_BYTES, plain, session, start_of
 from tests.service.scripted_server import Connection, FakeX, chunked, head, refuses
 
@@ -119,10 +120,11 @@ def test_what_else_may_come(error: Exception, words: str) -> None:
 
 
 async def test_each_request_carries_the_authorisation() -> None:
-    """That is what a session is made for."""
+    """That is what a session is made for; and each says who asks, with the version, as X wants it."""
     async with FakeX(refuses(200, b"{}")) as x, session("Bearer token", LONG) as asking:
         await asking.get(x.url)
     assert b"Authorization: Bearer token\r\n" in x.requests[0]
+    assert f"User-Agent: Millrace/{__version__}\r\n".encode() in x.requests[0]
 
 
 async def test_of_a_refusal_the_start_is_read() -> None:

@@ -144,7 +144,6 @@ async def test_the_request() -> None:
     assert "?tweet.fields=author_id,note_tweet&expansions=author_id http/1.1" in request
     assert f"authorization: bearer {TOKEN}\r\n" in request
     assert "user-agent: millrace/" in request
-    assert "tweepy/" in request
     assert "accept-encoding: gzip\r\n" in request
 
 
