@@ -30,15 +30,6 @@ def test_chunk_borders_do_not_matter(lines: list[bytes], data: st.DataObject) ->
     assert splitter.end() is None
 
 
-def test_one_byte_a_chunk() -> None:
-    """A stream that arrives a byte at a time gives the same lines."""
-    stream = '{"text":"日本語\u2028\x85"}\r\n\r\n{}\r\n'.encode()
-    splitter = LineSplitter()
-    got = [line for byte in stream for line in splitter.feed(bytes([byte]))]
-    assert ['{"text":"日本語\u2028\x85"}'.encode(), b"{}"] == got
-    assert splitter.keep_alives == 1
-
-
 def test_only_line_feed_ends_a_line() -> None:
     """What other rules call a line end, U+2028, U+0085, vertical tab, form feed, a lone CR, is text."""
     line = "a\u2028b\u0085c\vd\fe\rf\x1cg".encode()
