@@ -38,7 +38,7 @@ class DropReason(Enum):
     Why a post was not delivered. Each is a label of `millrace_posts_dropped_total`.
 
     Attributes:
-        of_line: it is one line's trouble, which is no post or can never be sent, and not the daemon's.
+        of_line: it is the trouble of one line, which is no post, and not the daemon's.
     """
 
     NOT_JSON = "not_json", True
@@ -48,7 +48,7 @@ class DropReason(Enum):
     LINE_CUT = "line_cut", True  # the connection ended in the middle of it
     NO_KEY = "no_key", True  # nothing, or no text and no number, where PARTITION_KEY points
     KEY_TOO_LONG = "key_too_long", True
-    POST_TOO_LARGE = "post_too_large", True
+    POST_TOO_LARGE = "post_too_large", False  # larger than the stream takes
     MEMORY_FULL = "memory_full", False  # and there is no journal
     JOURNAL_FULL = "journal_full", False  # JOURNAL_LIMIT
     DISK_FAILED = "disk_failed", False  # full, or not writable
