@@ -170,7 +170,9 @@ class Journal:
         return self._chunks.take_waiting(limit)
 
     async def flush(self) -> None:
-        """Write all that was appended or confirmed before; gives up as soon as the disk fails."""
+        """Write all that was appended or confirmed before; gives up as soon as the disk refuses that."""
+        if self._writing is not None:
+            await asyncio.wait([self._writing])
         while writing := self._writing or self._write(everything=True):
             await asyncio.wait([writing])
             if self.trouble:

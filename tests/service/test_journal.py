@@ -339,6 +339,21 @@ class TestFailingDisk:
                 await asyncio.wait([journal._writing])
             assert journal.keeps(position)
 
+    async def test_the_end_tries_once_more_what_was_just_refused(self, tmp_path: Path) -> None:
+        """A write that fails while the journal is being closed is not its last chance."""
+        disk = Disk()
+        async with opened(tmp_path, connect=disk.connect) as journal:
+            disk.gate.clear()
+            position = take(journal, [b"x"], in_memory=True)[0]
+            await beat(journal, 2)
+            assert journal._writing is not None
+            disk.error = sqlite3.OperationalError("database is locked")
+            journal._writing.add_done_callback(lambda _: setattr(disk, "error", None))
+            disk.gate.set()
+        assert disk.refusals == 1
+        async with opened(tmp_path) as journal:
+            assert [(position, b"x")] == await read_all(journal)
+
     async def test_a_stalled_disk_eats_no_memory(self, tmp_path: Path) -> None:
         """While a write hangs nothing waits for it, confirmed lines are let go of, and the operator is told."""
         disk = Disk()

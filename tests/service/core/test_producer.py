@@ -40,6 +40,7 @@ from service.core.records import (
     Shard,
 )
 from service.core.shard_map import NAME_BYTES, hash_key
+from tests.service.chance import Longest
 
 THROTTLED = RecordResult(error_code="ProvisionedThroughputExceededException", error_message="slow down")
 FAILED = RecordResult(error_code="InternalFailure", error_message="sorry")
@@ -299,13 +300,6 @@ DENIED = RequestFailure(FailureKind.DENIED, "AccessDeniedException", "may not")
 UNKNOWN = RequestFailure(FailureKind.UNKNOWN, "TimeoutError", "no answer")
 NOT_STORED = RequestFailure(FailureKind.NOT_STORED, "ConnectionRefusedError", "nobody listens")
 REFUSED = RequestFailure(FailureKind.REFUSED, "ValidationException", "not valid")
-
-
-class Longest(Random):
-    """Chance at its upper end: each delay is its bound."""
-
-    def random(self) -> float:
-        return 1.0
 
 
 def key(part: int, parts: int) -> bytes:
