@@ -106,6 +106,8 @@ def _run(settings: Settings, environ: Mapping[str, str]) -> int:
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(Daemon(settings, environ).run())
+            # All is done and said. What a disk that hangs still holds is a thread, for which Python would wait.
+            os._exit(0)
     except* StartError as group:
         code = 1
         error: BaseException = group

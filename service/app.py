@@ -13,7 +13,7 @@ import random
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from typing import Any
 
 import structlog
@@ -42,8 +42,6 @@ from service.stdin import Stdin
 PROGRESS_SECONDS = 10.0
 # From this part of its limit on the journal is as good as full.
 FULL = 0.95
-# For the last write to the journal.
-FLUSH_SECONDS = 2.0
 # How often it looks whether the journal and the memory are well.
 LOOK_SECONDS = 1.0
 
@@ -229,10 +227,7 @@ class Daemon:
         """See to the posts that have no outcome when all tasks have ended."""
         journal = self._journal
         if journal is not None:
-            # A disk that hangs must not keep the daemon from ending.
-            with suppress(TimeoutError):
-                async with asyncio.timeout(FLUSH_SECONDS):
-                    await journal.flush()
+            await journal.flush()
         left = [post for outcome in self._producer.abandon() for post in outcome.posts]
         lost = [post for post in left if journal is None or not journal.keeps(post.position)]
         if lost:

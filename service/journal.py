@@ -38,6 +38,7 @@ from service.core.rows import Batch, Contents, DamagedError, Stored
 BEAT_SECONDS = 0.03
 # Everything else is counted in beats. A write that takes longer (2 s) is a failure that the operator should see.
 STALL_BEATS = 66
+STALL_SECONDS = STALL_BEATS * BEAT_SECONDS
 # The first pause after a failure (0.1 s), and the longest (5 s); it doubles in between.
 RETRY_BEATS = (4, 166)
 
@@ -170,16 +171,22 @@ class Journal:
         return self._chunks.take_waiting(limit)
 
     async def flush(self) -> None:
-        """Write all that was appended or confirmed before; gives up as soon as the disk refuses that."""
-        if self._writing is not None:
-            await asyncio.wait([self._writing])
+        """Write all that was appended or confirmed before; gives up as soon as the disk refuses that, or hangs."""
+        under_way = self._writing
         while writing := self._writing or self._write(everything=True):
-            await asyncio.wait([writing])
-            if self.trouble:
+            await asyncio.wait([writing], timeout=STALL_SECONDS)
+            if not writing.done():
+                self._stall("write")
+                return
+            if self.trouble and writing is not under_way:
                 return
 
     async def close(self) -> None:
-        """Write what can be written and let go of the files. What the disk does not take of the backlog is shed."""
+        """
+        Write what can be written and let go of the files. What the disk does not take of the backlog is shed.
+
+        A disk that hangs is not waited for, and goes on holding the thread.
+        """
         self._closing = True
         if self._timer is not None:
             self._timer.cancel()
@@ -187,8 +194,13 @@ class Journal:
         waiting = self._chunks.waiting()
         if waiting:
             self._on_shed(len(waiting), waiting)
-        await self._run(self._file.close)
-        self._thread.shutdown()
+        if self._writing is None:
+            try:
+                async with asyncio.timeout(STALL_SECONDS):
+                    await self._run(self._file.close)
+            except TimeoutError:
+                self._stall("close")
+        self._thread.shutdown(wait=False)
 
     # The beat
 
@@ -205,7 +217,7 @@ class Journal:
         else:
             self._overdue = True
             if self._beats - self._writing_since > STALL_BEATS:
-                self._note_trouble("write", f"the disk has not answered for {STALL_BEATS * BEAT_SECONDS:.0f} s")
+                self._stall("write")
         if self._writing or not self._chunks.is_settled:
             self._arm()
 
@@ -248,6 +260,9 @@ class Journal:
         self._pause = min(longest, self._pause * 2) or first
         self._retry_at = self._beats + self._pause
         self._note_trouble(what, f"{type(error).__name__}: {error}")
+
+    def _stall(self, what: str) -> None:
+        self._note_trouble(what, f"the disk has not answered for {STALL_SECONDS:.0f} s")
 
     def _note_trouble(self, what: str, detail: str) -> None:
         if what not in self._troubles:

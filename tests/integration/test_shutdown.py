@@ -1,12 +1,18 @@
 """SIGTERM while Kinesis is away: the drain has a limit, and whoever cannot wait for it sends a second signal."""
 
 import asyncio
+import json
 import signal
+import sys
+from asyncio.subprocess import PIPE
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from local.pipeline import Pipeline
+from local.kinesis.faults import RequestError
+from local.kinesis.server import LocalKinesis
+from local.pipeline import CREDENTIALS, Pipeline
 from tests.integration.steps import until
 
 # X cannot know what was still on the wire when the daemon ended the connection: a backfill brings it again.
@@ -66,3 +72,66 @@ async def test_a_second_signal_ends_at_once_and_loses_nothing(tmp_path: Path) ->
         assert code == -signal.SIGTERM
         assert seconds < 5.0
         await all_arrives(running)
+
+
+HANGING_DISK = """
+import os, sqlite3, sys, threading
+from functools import partial
+from service import __main__, app
+
+class Database(sqlite3.Connection):
+    def execute(self, sql, *parameters):
+        if sql == sys.argv[1]:
+            threading.Event().wait()
+        return super().execute(sql, *parameters)
+
+app.JournalFile = partial(app.JournalFile, connect=partial(sqlite3.connect, factory=Database))
+sys.exit(__main__.main([], os.environ))
+"""
+
+
+@pytest.mark.parametrize(
+    ("hangs_at", "operation", "end"),
+    [("COMMIT", "write", "posts_dropped"), ("PRAGMA freelist_count", "close", "posts_left_in_journal")],
+)
+async def test_a_disk_that_hangs_does_not_keep_it_from_ending(
+    tmp_path: Path, hangs_at: str, operation: str, end: str
+) -> None:
+    """The log says that it hangs and what became of the posts; neither the loop nor Python waits for its thread."""
+    directory = tmp_path / "journal"
+    directory.mkdir()
+    async with LocalKinesis({"posts": 1}) as kinesis:
+        kinesis.stream("posts").faults.add(RequestError(code="ServiceUnavailable"), now=0.0)
+        environ = {
+            **CREDENTIALS,
+            "AWS_ENDPOINT_URL_KINESIS": kinesis.url,
+            "MILLRACE_STREAM": "posts",
+            "MILLRACE_SOURCE": "stdin",
+            "MILLRACE_JOURNAL": str(directory),
+            "MILLRACE_HTTP_PORT": "0",
+            "MILLRACE_SHUTDOWN_SECONDS": "0",
+        }
+        daemon = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", HANGING_DISK, hangs_at), stdin=PIPE, stdout=PIPE, env=environ
+        )
+        assert daemon.stdin is not None
+        assert daemon.stdout is not None
+        said: dict[str, dict[str, Any]] = {}
+        try:
+            daemon.stdin.write(b'{"data":{"id":"1","author_id":"5"}}\n')
+            async with asyncio.timeout(30):
+                async for line in daemon.stdout:
+                    entry = json.loads(line)
+                    said[entry["event"]] = entry
+                    if entry["event"] == "put_failed":
+                        daemon.terminate()
+                code = await daemon.wait()
+        finally:
+            if daemon.returncode is None:
+                daemon.kill()
+                await daemon.wait()
+    assert code == 0
+    assert said["journal_failed"]["operation"] == operation
+    assert said["journal_failed"]["error"] == "the disk has not answered for 2 s"
+    assert said[end]["posts"] == 1
+    assert said["stopped"]["dropped"] == said.get("posts_dropped", {"posts": 0})["posts"]
