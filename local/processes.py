@@ -73,7 +73,8 @@ class Process:
             async with asyncio.timeout(READY_SECONDS):
                 line = await self._process.stdout.readline()
         except TimeoutError:
-            await self.kill()
+            # Not killed: it may have children.
+            await self.stop()
             raise ProcessError(f"{self.name} was not ready after {READY_SECONDS:g} s: see {self.log}") from None
         found = re.search(rb"https?://[^\s\"]+", line)
         if not found:
