@@ -192,7 +192,7 @@ async def check_clock(url: str, report: Report) -> None:
             asked = time.time()
             async with session.head(url, allow_redirects=False) as response:
                 ahead = parsedate_to_datetime(response.headers["Date"]).timestamp() - (asked + time.time()) / 2
-    except (aiohttp.ClientError, OSError, KeyError, ValueError):
+    except (aiohttp.ClientError, OSError, KeyError, ValueError, OverflowError):
         report.untried("clock", f"{url} does not say the time")
         return
     if abs(ahead) > CLOCK_TOLERANCE_SECONDS:

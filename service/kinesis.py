@@ -63,7 +63,15 @@ from botocore.exceptions import (
 from service import __version__
 from service.core.answers import one_line, refusal, results
 from service.core.limits import DEFAULT_RECORD_BYTES, HASH_KEYS, KIB
-from service.core.records import FailureKind, KinesisRecord, RecordResult, RequestFailure, Shard, StreamFacts
+from service.core.records import (
+    UNREADABLE,
+    FailureKind,
+    KinesisRecord,
+    RecordResult,
+    RequestFailure,
+    Shard,
+    StreamFacts,
+)
 from service.http_client import plain
 
 # More requests in flight than this wait for a connection; botocore's default is 10.
@@ -310,7 +318,7 @@ class Kinesis:
             raise KinesisError(answer.message)
         try:
             return msgspec.json.decode(answer, type=shape)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except UNREADABLE:
             message = f"{self._host} does not answer as Kinesis does: check AWS_ENDPOINT_URL_KINESIS"
             raise KinesisError(message) from None
 

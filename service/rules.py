@@ -81,7 +81,7 @@ class Rules:
                 changes = await _sync(_Client(self._url, asking), wanted, apply, all_owners)
         except _RefusedError as error:
             cause = error.cause
-        except (JSONDecodeError, msgspec.ValidationError) as error:
+        except (*UNREADABLE, JSONDecodeError) as error:
             cause = Cause(Reason.UNEXPECTED_ANSWER, f"X's answer about rules has another shape: {error}")
         except (aiohttp.ClientError, OSError) as error:
             cause = Cause(Reason.NETWORK_ERROR, unreachable(error))

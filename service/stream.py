@@ -325,5 +325,5 @@ def _date(headers: Mapping[str, str]) -> float | None:
     """X's clock at its answer, in seconds since 1970."""
     try:
         return parsedate_to_datetime(headers["date"]).timestamp()
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, OverflowError):
         return None

@@ -15,7 +15,7 @@ from email.utils import parsedate_to_datetime
 
 import msgspec
 
-from service.core.records import FailureKind, RecordResult, RequestFailure
+from service.core.records import UNREADABLE, FailureKind, RecordResult, RequestFailure
 
 # AWS refuses a signature that is five minutes off; where the clocks agree to a minute, they are not the cause.
 CLOCK_TOLERANCE_SECONDS = 60
@@ -62,7 +62,7 @@ def results(content: bytes, count: int, host: str) -> list[RecordResult] | Reque
     """
     try:
         entries = _put_records_output.decode(content).records
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         entries = []
     if len(entries) != count or not all(e.error_code or (e.shard_id and e.sequence_number) for e in entries):
         message = f"{host} does not say what became of each of {count} records"
@@ -86,7 +86,7 @@ def refusal(
     """
     try:
         fault = msgspec.json.decode(content, type=_Fault)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         fault = _Fault()
     # In full it is "com.amazonaws.kinesis#SomeException:http://...".
     code = (fault.code or headers.get("x-amzn-errortype") or "").rpartition("#")[2].partition(":")[0]
@@ -148,5 +148,5 @@ def _seconds_ahead(date: str, now: float) -> float:
     """How far the clock of the server is ahead of this one; 0 where it does not tell."""
     try:
         return parsedate_to_datetime(date).timestamp() - now
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0

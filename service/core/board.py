@@ -13,7 +13,7 @@ import msgspec
 
 from service.core.figures import Seen
 from service.core.look import Look
-from service.core.records import DropReason, Post
+from service.core.records import UNREADABLE, DropReason, Post
 from service.core.verdict import STARTING, View, conditions
 
 # Five minutes of looks; the strips of the shards show the same time in cells.
@@ -279,7 +279,7 @@ def _named(post: Post) -> dict[str, str]:
     """Name a post: its id, and who wrote it as far as the line says so. Never its text."""
     try:
         line = _line.decode(post.line)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return {"id": post.id, "author": ""}
     author = line.data.author_id
     name = next((user.username for user in line.includes.users if user.id == author and user.username), "")

@@ -365,8 +365,8 @@ def _until_reset(fields: Mapping[str, str]) -> float | None:
     """Seconds from X's now to the end of its rate limit, at most one window; None where X did not say."""
     try:
         reset = int(fields["x-rate-limit-reset"])
-        now = parsedate_to_datetime(fields["date"]).timestamp()
-    except (KeyError, ValueError):
+        left = reset - parsedate_to_datetime(fields["date"]).timestamp()
+    except (KeyError, ValueError, OverflowError):
         return None
     # One second more, because both are cut to whole seconds.
-    return min(max(reset - now, 0.0) + 1, WINDOW_SECONDS)
+    return min(max(left, 0.0) + 1, WINDOW_SECONDS)

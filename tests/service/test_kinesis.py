@@ -565,7 +565,12 @@ class TestFacts:
 
     async def test_not_kinesis(self, server: Server, kinesis: Kinesis) -> None:
         """An endpoint that answers something else is told by the setting that names it."""
-        for body in (b"<html>hello</html>", b"\xff", {"StreamDescriptionSummary": {"StreamName": "tweets"}}):
+        for body in (
+            b"<html>hello</html>",
+            b"\xff",
+            b'{"Else":' + b"[" * 100_000,
+            {"StreamDescriptionSummary": {"StreamName": "tweets"}},
+        ):
             server.tell(Reply(body))
             with pytest.raises(KinesisError, match="AWS_ENDPOINT_URL_KINESIS"):
                 await kinesis.facts()

@@ -226,6 +226,18 @@ ELSEWHERE = {"location": "https://elsewhere.example/"}
         ("GET", partial(web.Response, status=307, headers=ELSEWHERE), Reason.REDIRECT, False),
         ("GET", partial(web.Response, text="<html>", content_type="text/html"), Reason.UNEXPECTED_ANSWER, False),
         ("GET", partial(web.Response, text="{", content_type="application/json"), Reason.UNEXPECTED_ANSWER, False),
+        (
+            "GET",
+            partial(web.Response, body=b'"\xff"', content_type="application/json"),
+            Reason.UNEXPECTED_ANSWER,
+            False,
+        ),
+        (
+            "GET",
+            partial(web.Response, text="[" * 100_000, content_type="application/json"),
+            Reason.UNEXPECTED_ANSWER,
+            False,
+        ),
         ("GET", partial(web.json_response, []), Reason.UNEXPECTED_ANSWER, False),
         ("GET", partial(web.json_response, {"data": [{"id": 1}]}), Reason.UNEXPECTED_ANSWER, False),
     ],

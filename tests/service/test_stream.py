@@ -717,13 +717,14 @@ async def test_a_connection_between_refusals_begins_the_count_anew() -> None:
     slot = FakeSlot()
 
     async def lives(connection: Connection) -> None:
-        await connection.open()
+        await connection.open("date: Sun, 23 Aug 2026 10:00:00 +999999999999999")
 
     async with FakeX(CROWDED, lives, CROWDED) as x:
         stream = stream_by_hand(x.url, Watcher(), slot=slot)
         for _ in range(3):
             verdict = await stream._connect_once()
         assert (verdict.reason, slot.freed) == (Reason.TOO_MANY_CONNECTIONS, 0)
+    assert slot.learnt == [], "the date is none"
 
 
 async def test_a_connection_is_learnt_while_it_stands() -> None:

@@ -42,6 +42,7 @@ class TestResults:
             b"",
             b"\xff\xfe",
             b'{"Records":[{"ShardId":"\xff","SequenceNumber":"1"}]}',
+            b'{"Else":' + b"[" * 100_000,
             b"[]",
             b'{"Records":"none"}',
             b'{"FailedRecordCount":0}',
@@ -132,9 +133,10 @@ class TestRefusal:
     )
     def test_a_page(self, kind: FailureKind, status: int) -> None:
         """Of a proxy, a load balancer or a wrong address: judged by its status and not quoted."""
-        failure = judge(b"<html>\xff<h1>Sorry</h1></html>", status)
-        assert (kind, f"HTTP {status}") == failure[:2]
-        assert "html" not in failure.message
+        for page in (b"<html>\xff<h1>Sorry</h1></html>", b'{"Else":' + b"[" * 100_000):
+            failure = judge(page, status)
+            assert (kind, f"HTTP {status}") == failure[:2]
+            assert "html" not in failure.message
 
 
 class TestMessages:
@@ -176,9 +178,10 @@ class TestMessages:
         assert failure.kind is FailureKind.DENIED
         assert re.search(f"clock of this machine is 3600 s {side} that of Kinesis", failure.message)
 
-    def test_no_time(self) -> None:
+    @pytest.mark.parametrize("date", ["late", "Thu, 26 Nov 2026 05:00:00 +999999999999999"])
+    def test_no_time(self, date: str) -> None:
         """A request that came too late for a server that tells no time is put down to the clock, without a figure."""
-        assert "clock of this machine is not that of Kinesis" in judge(error("RequestExpired"), date="late").message
+        assert "clock of this machine is not that of Kinesis" in judge(error("RequestExpired"), date=date).message
 
     def test_a_wrong_secret(self) -> None:
         """A signature that is refused while the clocks agree is put down to the secret."""
