@@ -21,6 +21,7 @@ import aiohttp
 
 from service.admin import explain
 from service.config import Settings
+from service.core.answers import CLOCK_TOLERANCE_SECONDS
 from service.core.limits import MIB
 from service.core.reconnect import Reason
 from service.http_client import UnavailableError
@@ -30,8 +31,6 @@ from service.source import bearer
 from service.state import StateFile
 from service.watch import describe
 
-# A clock that is further off than this is wrong, whatever the way to the server took.
-CLOCK_TOLERANCE_SECONDS = 60.0
 ANSWER_SECONDS = 10.0
 # What a disk takes at once, written and made safe.
 DISK_TEST_BYTES = MIB

@@ -17,7 +17,8 @@ import msgspec
 
 from service.core.records import UNREADABLE, FailureKind, RecordResult, RequestFailure
 
-# AWS refuses a signature that is five minutes off; where the clocks agree to a minute, they are not the cause.
+# AWS refuses a signature that is five minutes off. Where the clocks agree to a minute, they are not the cause; where
+# they do not, ours is wrong, whatever the way to the server took.
 CLOCK_TOLERANCE_SECONDS = 60
 
 # What an answer means that is not Kinesis' JSON: a page of a proxy or a load balancer.
