@@ -230,7 +230,7 @@ class Metrics:
         self._retry_at = 0.0
         self._signal_at = self._wall()
 
-    def disconnected(self, reason: str, detail: str, retry_seconds: float, healable: bool) -> None:  # noqa: ARG002 - the log says the rest
+    def disconnected(self, reason: str, retry_seconds: float) -> None:
         """Tell that the source is not open any more, or could not be opened; `reason` is one of a small fixed set."""
         self._connected = False
         self._retry_at = self._wall() + retry_seconds

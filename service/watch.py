@@ -29,7 +29,7 @@ class Metrics(Protocol):
     def connected(self) -> None:
         """There is a connection."""
 
-    def disconnected(self, reason: str, detail: str, retry_seconds: float, healable: bool) -> None:
+    def disconnected(self, reason: str, retry_seconds: float) -> None:
         """There is none, or none again."""
 
     def keep_alive(self) -> None:
@@ -132,7 +132,7 @@ class Watch:
         self.gaps.lost(reason, now)
         self.changed = True
         self.trouble = ("", "") if healable else (reason.value, detail)
-        self._metrics.disconnected(reason, detail, retry_seconds, healable)
+        self._metrics.disconnected(reason, retry_seconds)
         self._health.set("stream", ok=False, reason=f"{reason}: {detail}")
         self._board.note(now, "X", f"{reason}: {detail}", "bad")
         write = log.info if healable else log.error

@@ -21,7 +21,7 @@ def samples() -> dict[str, list[dict[str, str]]]:
     checks = dict.fromkeys(("stream", "kinesis", "buffer"), Check(True, "", 0.0))
     metrics.read_inside = lambda: Inside(shards=[shard], checks=checks)
     metrics.shards([shard.shard_id])
-    metrics.disconnected("cut", "", 0.0, True)
+    metrics.disconnected("cut", 0.0)
     found: dict[str, list[dict[str, str]]] = {"up": [{}]}
     for line in generate_latest(registry).decode().splitlines():
         if line and not line.startswith("#"):

@@ -222,7 +222,7 @@ class TestSource:
         assert scraper.value("stream_connected") == 0
         metrics.connected()
         assert scraper.value("stream_connected") == 1
-        metrics.disconnected("stall", "no sign of life for 21 s", 0.5, True)
+        metrics.disconnected("stall", 0.5)
         assert scraper.value("stream_connected") == 0
         assert scraper.value("stream_reconnects_total", reason="stall") == 1
 
@@ -272,7 +272,7 @@ class TestSource:
         wall.now = 120
         metrics.keep_alive()
         assert moments() == [110, 111, 120, 0]
-        metrics.disconnected("stall", "", 7.0, True)
+        metrics.disconnected("stall", 7.0)
         assert moments() == [110, 111, 120, 127]
         metrics.connected()
         assert moments() == [110, 111, 120, 0]
@@ -386,7 +386,7 @@ def test_a_look(metrics: Metrics) -> None:
     answer = [RecordResult("a", "1"), RecordResult(error_code="InternalFailure")]
     metrics.request_done(request([100, 100]), 0.03, answer)
     metrics.request_done(request([100]), 0.03, RequestFailure(FailureKind.UNKNOWN, "500", "it failed"))
-    metrics.disconnected("stall", "", 0.0, True)
+    metrics.disconnected("stall", 0.0)
     look = metrics.look()
     assert (look.received, look.delivered, look.dropped["refused"]) == (9, 5, 1)
     assert (look.requests, look.failed_requests, look.billed_units, look.billed_bytes) == (2, 1, 1, 1024)
