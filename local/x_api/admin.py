@@ -5,7 +5,7 @@ The admin side of the X stand-in, for tests, the demo and people with curl. It n
     POST /admin/stop     no more posts fall due
     POST /admin/clock    {"advance": seconds} puts X's time forward
     GET  /admin/stats    numbers
-    GET  /admin/ledger   {"posts": [...], "connections": [...]}; ?from=N leaves out the first N posts
+    GET  /admin/ledger   {"posts": [...], "connections": [...]}
     GET  /healthz        ok
 
 A request that makes no sense is answered with 400 and {"error": why}.
@@ -83,15 +83,12 @@ class Admin:
         return web.json_response(self._stats())
 
     async def _get_ledger(self, request: web.Request) -> web.StreamResponse:
-        start = request.query.get("from", "0")
-        if not start.isdecimal():
-            return web.json_response({"error": "from must be a number of rows"}, status=400)
         response = web.StreamResponse(headers={"content-type": "application/json"})
         await response.prepare(request)
         await response.write(b'{"posts": [')
         comma = ""
         rows: list[str] = []
-        for row in self._ledger.rows(int(start)):
+        for row in self._ledger.rows():
             rows.append(comma + json.dumps(row._asdict()))
             comma = ",\n"
             if len(rows) >= _ROWS_AT_ONCE:

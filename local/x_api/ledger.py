@@ -136,9 +136,9 @@ class Ledger:
         record.written -= len(rows)
         record.discarded += len(rows)
 
-    def rows(self, start: int = 0) -> Iterator[Row]:
-        """Yield the rows from a number on."""
-        for index in range(start, len(self)):
+    def rows(self) -> Iterator[Row]:
+        """Yield the rows there are."""
+        for index in range(len(self)):
             post_id = str(self._ids[index])
             digest = self._digests[16 * index : 16 * index + 16].hex()
             state = STATES[self._states[index]]
