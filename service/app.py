@@ -228,7 +228,7 @@ class Daemon:
         journal = self._journal
         if journal is not None:
             await journal.flush()
-        left = [post for outcome in self._producer.abandon() for post in outcome.posts]
+        left = self._producer.abandon()
         lost = [post for post in left if journal is None or not journal.keeps(post.position)]
         if lost:
             self._on_outcomes([Outcome(lost, DropReason.SHUTDOWN, 0)])

@@ -285,14 +285,14 @@ class Producer:
             if lane.posts and lane.state is State.IDLE:
                 self._agenda.add(lane, -NEVER)
 
-    def abandon(self) -> list[Outcome]:
-        """Give up all that is inside, and say what that was. Answers that still come must not be told."""
+    def abandon(self) -> list[Post]:
+        """Give up all that is inside, and say which posts those are. Answers that still come must not be told."""
         left: list[Post] = []
         for lane in self._lanes.inside():
             left += lane.head.posts if lane.head else ()
             left += lane.posts
         self._posts = self._bytes = 0
-        return [Outcome(left, DropReason.SHUTDOWN)] if left else []
+        return left
 
     # What is to be sent
 
