@@ -1,7 +1,7 @@
 """
 The values that travel: a post becomes part of a Kinesis record, records become a request, each ends in an outcome.
 
-All of them are plain data. What may change while a record waits (its attempts) is kept by its lane.
+All of them are plain data. Only a record changes while it waits: its attempts, and what is known of them.
 """
 
 from collections.abc import Sequence
