@@ -43,7 +43,6 @@ class ShardFacts(msgspec.Struct):
     end: str
     parents: tuple[int, ...]
     opened: int
-    opened_at: float
     closed: int | None = None
     closed_at: float | None = None
     accepted: int = 0
@@ -171,7 +170,7 @@ class ShardMap:
 
     def _open(self, start: int, end: int, parents: tuple[int, ...], now: float) -> Shard:
         self.position += 1
-        shard = Shard(ShardFacts(len(self.shards), str(start), str(end), parents, self.position, now), now)
+        shard = Shard(ShardFacts(len(self.shards), str(start), str(end), parents, self.position), now)
         self.shards.append(shard)
         return shard
 

@@ -46,7 +46,7 @@ class State:
                 records = [msgspec.msgpack.decode(row[0], type=Record) for row in rows]
                 yield msgspec.msgpack.decode(snapshot, type=Snapshot), records
 
-    def save(self, stream: Stream, records: Sequence[Record] = ()) -> None:
+    def save(self, stream: Stream, records: Sequence[Record]) -> None:
         """Keep a stream as it is now, with new records of it, and let go of those that it does not keep."""
         encode = msgspec.msgpack.encode
         first_kept = stream.oldest.position if stream.oldest else stream.map.position + 1

@@ -39,9 +39,9 @@ def codes(results: list[Record | Failure]) -> list[str | None]:
     return [result.code if isinstance(result, Failure) else None for result in results]
 
 
-def read_all(stream: Stream, shard: int = 0, now: float = NOW) -> Reading:
-    """Read a shard from its beginning."""
-    return stream.read(stream.map.shards[shard], 0, 10_000, now)
+def read_all(stream: Stream, now: float = NOW) -> Reading:
+    """Read the first shard from its beginning."""
+    return stream.read(stream.map.shards[0], 0, 10_000, now)
 
 
 def refused(code: str) -> pytest.RaisesExc[KinesisError]:

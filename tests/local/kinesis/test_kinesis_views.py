@@ -32,10 +32,10 @@ def put(stream: Stream, count: int, now: float = NOW) -> list[Record]:
     return [result for result in results if isinstance(result, Record)]
 
 
-def iterator(account: Account, kind: Any, now: float = NOW, number: str | None = None) -> str:
+def iterator(account: Account, kind: Any, number: str | None = None) -> str:
     """Return an iterator of the first shard."""
     request = requests.GetShardIterator(shard_id=FIRST, shard_iterator_type=kind, starting_sequence_number=number)
-    token = get_shard_iterator(request, call(account, now))["ShardIterator"]
+    token = get_shard_iterator(request, call(account))["ShardIterator"]
     assert isinstance(token, str)
     return token
 

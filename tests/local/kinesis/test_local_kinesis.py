@@ -19,6 +19,7 @@ from local.kinesis.faults import DropAnswer, FailRecords, RequestError, SlowAnsw
 from local.kinesis.server import LocalKinesis, main
 from local.kinesis.state import StateError
 from local.processes import Process
+from tests.still_clock import StillClock
 
 THROTTLED = "ProvisionedThroughputExceededException"
 FIRST = "shardId-000000000000"
@@ -27,16 +28,6 @@ MIB = 1 << 20
 SESSION = get_session()
 # The client's HTTP library warns of bodies above 1 MiB, which are meant here.
 pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
-
-
-class Clock:
-    """The time of day, which stands still until it is moved on."""
-
-    def __init__(self) -> None:
-        self.now = time.time()
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @asynccontextmanager
@@ -57,13 +48,13 @@ async def connect(
 
 
 @pytest.fixture
-def clock() -> Clock:
-    """Return the clock of the server."""
-    return Clock()
+def clock() -> StillClock:
+    """Return the clock of the server, which begins at the time of day."""
+    return StillClock(time.time())
 
 
 @pytest.fixture
-async def kinesis(clock: Clock) -> AsyncIterator[LocalKinesis]:
+async def kinesis(clock: StillClock) -> AsyncIterator[LocalKinesis]:
     """Run a server with a stream of four shards."""
     async with LocalKinesis({"posts": 4}, clock=clock) as server:
         yield server
@@ -199,7 +190,7 @@ class TestLimits:
         assert kinesis.account.refused == {"RequestEntityTooLarge": 1}
 
     async def test_a_shard_takes_a_thousand_records_a_second(
-        self, kinesis: LocalKinesis, client: Any, clock: Clock
+        self, kinesis: LocalKinesis, client: Any, clock: StillClock
     ) -> None:
         """Of 1,200 at once 1,000 are taken; a second later there is room again."""
         codes = [code for _ in range(3) for code in await put(client, entries(400, ExplicitHashKey="0"))]
@@ -241,7 +232,7 @@ class TestFaults:
         assert await put(client, entries(1)) == [None]
         assert kinesis.account.refused == {code: 2}
 
-    async def test_a_throttled_shard(self, kinesis: LocalKinesis, client: Any, clock: Clock) -> None:
+    async def test_a_throttled_shard(self, kinesis: LocalKinesis, client: Any, clock: StillClock) -> None:
         """For five seconds one shard takes nothing and the others everything."""
         kinesis.stream("posts").faults.add(ThrottleShard(shard=0, seconds=5), clock.now)
         records = entries(2, ExplicitHashKey="0") + entries(1, ExplicitHashKey=str(2**128 - 1))

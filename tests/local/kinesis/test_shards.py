@@ -15,9 +15,9 @@ def new_map(count: int) -> ShardMap:
     return shard_map
 
 
-def new_shard(now: float = 0.0) -> Shard:
+def new_shard() -> Shard:
     """Return a shard that takes everything."""
-    return Shard(ShardFacts(0, *WHOLE, (), 1, now), now)
+    return Shard(ShardFacts(0, *WHOLE, (), 1), 0.0)
 
 
 def ranges(shard_map: ShardMap) -> list[tuple[int, int]]:
