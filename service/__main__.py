@@ -67,6 +67,19 @@ def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
+    if options.command in {None, "run"}:
+        return _run(settings, environ)
+    try:
+        code = _ask(settings, environ, options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever reads has had enough. Nothing is to be said on the way out either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    return code
+
+
+def _ask(settings: Settings, environ: Mapping[str, str], options: argparse.Namespace) -> int:
     match options.command:
         case "config":
             print(describe(settings))
@@ -75,13 +88,7 @@ def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
             return _health(settings)
         case "letters":
             return _letters(settings, options.reason)
-        case "check" | "rules" | "gaps":
-            return _ask(settings, environ, options)
-        case _:
-            return _run(settings, environ)
 
-
-def _ask(settings: Settings, environ: Mapping[str, str], options: argparse.Namespace) -> int:
     from service import check  # noqa: PLC0415 - asking for health must not cost a second of imports
 
     match options.command:
@@ -155,10 +162,8 @@ def _letters(settings: Settings, reasons: list[str]) -> int:
     try:
         for line in DeadLetters(settings.journal, time.time).read(reasons):
             sys.stdout.buffer.write(line + b"\n")
-        sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever reads has had enough. Nothing is to be said on the way out either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
     except OSError as error:
         print(f"MILLRACE_JOURNAL: the dead letters cannot be read: {error}", file=sys.stderr)
         return 1

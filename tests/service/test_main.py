@@ -214,12 +214,13 @@ def test_letters_of_some_reasons(millrace: Command, tmp_path: Path) -> None:
     assert "post_too_large" in err
 
 
-def test_letters_for_a_reader_that_has_enough(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["letters", "gaps", "config"])
+def test_a_reader_that_has_enough(tmp_path: Path, command: str) -> None:
     """Whoever closes the pipe, as head does, has no error to see."""
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
-        [sys.executable, "-m", "service", "letters"],
+        [sys.executable, "-m", "service", command],
         cwd=ROOT,
         env=kept(tmp_path),
         stdout=writing,
