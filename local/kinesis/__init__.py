@@ -9,5 +9,5 @@ A strict Kinesis: the published limits, throttles, reshards, faults on demand an
     sigv4.py      the check of signatures       state.py     the state directory
     admin.py      faults, ledger and statistics over HTTP
 
-It plays what Millrace and its operators ask of a stream: writing, reading, listing and changing shards.
+It plays what Millrace and its operators ask: making, changing, showing and deleting streams, writing and reading.
 """

@@ -1,8 +1,8 @@
 """
 The streams of one account in one region: which there are, and what they may hold together.
 
-Whatever changes a stream is handed to `keep` before the change is answered. Records are forgotten by age and, when all
-streams together hold more than `memory_limit` bytes, oldest first.
+Whatever changes a stream is handed to `keep` before the change is answered, and one that is gone to `forget`. Records
+are forgotten by age and, when all streams together hold more than `memory_limit` bytes, oldest first.
 """
 
 from collections import Counter
@@ -17,12 +17,17 @@ from local.kinesis.stream import Snapshot, Stream
 
 # Calls a second that the service model allows; ListShards counts per stream, the others per account.
 CONTROL_RATES = {
+    "CreateStream": 5,
+    "DeleteStream": 5,
+    "DescribeStream": 10,
     "DescribeStreamSummary": 20,
     "ListShards": 1000,
+    "ListStreams": 5,
     "MergeShards": 5,
     "SplitShard": 5,
     "UpdateShardCount": 10,
 }
+MAX_CREATING = 5
 
 
 class Call(NamedTuple):
@@ -45,6 +50,7 @@ class Account:
         self.streams: dict[str, Stream] = {}
         self.refused: Counter[str] = Counter()
         self.keep: Callable[[Stream, Sequence[Record]], None] = lambda _stream, _records: None
+        self.forget: Callable[[str], None] = lambda _name: None
         self._memory_limit = memory_limit
         self._settle_seconds = settle_seconds
         self._rates: dict[tuple[str, str], Bucket] = {}
@@ -54,6 +60,13 @@ class Account:
         stream = self.streams[name] = Stream(name, now, settle_seconds=self._settle_seconds)
         stream.map.create(shards, now)
         return stream
+
+    def require_free(self, name: str, now: float) -> None:
+        """Raise KinesisError if there is such a stream already, or too many are being made."""
+        if name in self.streams:
+            raise KinesisError("ResourceInUseException", f"Stream {name} under account {ACCOUNT} already exists.")
+        if sum(stream.status(now) == "CREATING" for stream in self.streams.values()) >= MAX_CREATING:
+            raise KinesisError("LimitExceededException", f"{MAX_CREATING} streams are in the CREATING state already.")
 
     def find(self, name: str | None, arn: str | None) -> Stream:
         """Return the stream of this name, of this ARN or of both."""
@@ -76,7 +89,13 @@ class Account:
         bucket.take(1)
 
     def tidy(self, now: float) -> None:
-        """Forget expired records, and the oldest records above the memory limit."""
+        """Forget deleted streams, expired records, and the oldest records above the memory limit."""
+        for name in [stream.name for stream in self.streams.values() if stream.is_gone(now)]:
+            self.forget(name)
+            del self.streams[name]
+        self._trim(now)
+
+    def _trim(self, now: float) -> None:
         for stream in self.streams.values():
             stream.trim_expired(now)
         while sum(stream.stored_bytes for stream in self.streams.values()) > self._memory_limit:
@@ -85,7 +104,7 @@ class Account:
 
     def changed(self, stream: Stream, now: float, records: Sequence[Record] = ()) -> None:
         """Keep a stream whose change is made already, with the records that it took."""
-        self.tidy(now)
+        self._trim(now)
         self.keep(stream, records)
 
     def restore(self, snapshot: Snapshot, records: Sequence[Record], now: float) -> None:

@@ -14,21 +14,26 @@ import orjson
 from local.kinesis import requests
 from local.kinesis.account import Account, Call
 from local.kinesis.errors import KinesisError
+from local.kinesis.faults import NO_FAULTS
 from local.kinesis.limits import Entry, parse_hash_key
 from local.kinesis.shards import Record
 from local.kinesis.sigv4 import verify
 from local.kinesis.stream import Failure
 from local.kinesis.views import (
     Reply,
+    describe_stream,
     describe_stream_summary,
     get_records,
     get_shard_iterator,
     list_shards,
+    list_streams,
     stream_of,
 )
 
 API_VERSION = "Kinesis_20131202"
 CONTENT_TYPE = "application/x-amz-json-1.1"
+# What a new on-demand stream opens with, says the developer guide: 4 MB/s, in four shards.
+ON_DEMAND_SHARDS = 4
 
 
 class Answer(NamedTuple):
@@ -47,15 +52,20 @@ def answer(account: Account, headers: Mapping[str, str], body: bytes, now: float
     who signed it.
     """
     account.tidy(now)
+    plan = NO_FAULTS
     try:
         operation, request = _parse(headers, body)
         verify(headers, body, now)
-        stream = stream_of(request, account)
-        account.count_call(operation, stream.name, now)
-        plan = stream.faults.begin(operation, now)
-        if plan.error:
-            raise plan.error
-        reply = _OPERATIONS[operation](request, Call(account, stream, now, plan))
+        if operation in _ON_ACCOUNT:
+            account.count_call(operation, "", now)
+            reply = _ON_ACCOUNT[operation](request, account, now)
+        else:
+            stream = stream_of(request, account)
+            account.count_call(operation, stream.name, now)
+            plan = stream.faults.begin(operation, now)
+            if plan.error:
+                raise plan.error
+            reply = _ON_STREAM[operation](request, Call(account, stream, now, plan))
     except KinesisError as error:
         account.refused[error.code] += 1
         raise
@@ -104,6 +114,32 @@ def _place(record: Record, call: Call) -> Reply:
     return {"SequenceNumber": number, "ShardId": stream.map.shards[record.shard].name}
 
 
+def _create_stream(request: requests.CreateStream, account: Account, now: float) -> None:
+    mode = request.stream_mode_details.stream_mode
+    if (request.shard_count is None) != (mode == "ON_DEMAND"):
+        raise KinesisError("ValidationException", "ShardCount belongs to PROVISIONED mode, and only there.")
+    account.require_free(request.stream_name, now)
+    stream = account.create(request.stream_name, request.shard_count or ON_DEMAND_SHARDS, now)
+    stream.facts.mode, stream.facts.max_record_kib = mode, request.max_record_kib
+    stream.settle("CREATING", now)
+    account.changed(stream, now)
+
+
+def _delete_stream(_request: requests.Request, call: Call) -> None:
+    call.stream.delete(call.now)
+    call.account.changed(call.stream, call.now)
+
+
+def _update_stream_mode(request: requests.UpdateStreamMode, call: Call) -> None:
+    call.stream.set_mode(request.stream_mode_details.stream_mode, call.now)
+    call.account.changed(call.stream, call.now)
+
+
+def _update_max_record_size(request: requests.UpdateMaxRecordSize, call: Call) -> None:
+    call.stream.set_max_record_size(request.max_record_kib, call.now)
+    call.account.changed(call.stream, call.now)
+
+
 def _split_shard(request: requests.SplitShard, call: Call) -> None:
     new_start = parse_hash_key(request.new_starting_hash_key, "NewStartingHashKey")
     call.stream.split(request.shard_to_split, new_start, call.now)
@@ -128,7 +164,13 @@ def _update_shard_count(request: requests.UpdateShardCount, call: Call) -> Reply
     return reply
 
 
-_OPERATIONS: dict[str, Callable[[Any, Call], Reply | None]] = {
+_ON_ACCOUNT: dict[str, Callable[[Any, Account, float], Reply | None]] = {
+    "CreateStream": _create_stream,
+    "ListStreams": list_streams,
+}
+_ON_STREAM: dict[str, Callable[[Any, Call], Reply | None]] = {
+    "DeleteStream": _delete_stream,
+    "DescribeStream": describe_stream,
     "DescribeStreamSummary": describe_stream_summary,
     "GetRecords": get_records,
     "GetShardIterator": get_shard_iterator,
@@ -137,8 +179,11 @@ _OPERATIONS: dict[str, Callable[[Any, Call], Reply | None]] = {
     "PutRecord": _put_record,
     "PutRecords": _put_records,
     "SplitShard": _split_shard,
+    "UpdateMaxRecordSize": _update_max_record_size,
     "UpdateShardCount": _update_shard_count,
+    "UpdateStreamMode": _update_stream_mode,
 }
 _DECODERS: dict[str, msgspec.json.Decoder[Any]] = {
-    operation: msgspec.json.Decoder(getattr(requests, operation, requests.Request)) for operation in _OPERATIONS
+    operation: msgspec.json.Decoder(getattr(requests, operation, requests.Request))
+    for operation in (*_ON_ACCOUNT, *_ON_STREAM)
 }

@@ -23,6 +23,8 @@ import msgspec
 from local.kinesis.errors import CODES, INTERNAL_FAILURE, THROTTLED, KinesisError
 
 Operation = Literal[
+    "DeleteStream",
+    "DescribeStream",
     "DescribeStreamSummary",
     "GetRecords",
     "GetShardIterator",
@@ -31,7 +33,9 @@ Operation = Literal[
     "PutRecord",
     "PutRecords",
     "SplitShard",
+    "UpdateMaxRecordSize",
     "UpdateShardCount",
+    "UpdateStreamMode",
 ]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]

@@ -2,10 +2,10 @@
 What one write request may hold, and where its records belong.
 
 The numbers are those of the service model of API version 2013-12-02 (as shipped with botocore 1.43): 500 records and
-10 MiB a request, keys of 1 to 256 Unicode characters, and 1 MiB for a record, which is the default of a stream. A
-record's size is its data plus its partition key in UTF-8, for the record, the request and the shard alike. Where the
-model does not tell which error a broken limit gets, the one seen from the service is used (records over the limit of a
-request: InvalidArgumentException; a member that breaks its shape: ValidationException).
+10 MiB a request, keys of 1 to 256 Unicode characters; how large a record may be is the stream's setting. A record's
+size is its data plus its partition key in UTF-8, for the record, the request and the shard alike. Where the model does
+not tell which error a broken limit gets, the one seen from the service is used (records over the limit of a request:
+InvalidArgumentException; a member that breaks its shape: ValidationException).
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,6 @@ import msgspec
 from local.kinesis.errors import KinesisError
 from local.kinesis.shards import HASH_KEYS, MIB
 
-MAX_RECORD_BYTES = MIB
 MAX_REQUEST_RECORDS = 500
 MAX_REQUEST_BYTES = 10 * MIB
 MAX_KEY_CHARACTERS = 256
@@ -30,7 +29,7 @@ class Entry(msgspec.Struct, rename="pascal", forbid_unknown_fields=True, gc=Fals
     explicit_hash_key: str | None = None
 
 
-def check_entries(entries: Sequence[Entry]) -> list[int]:
+def check_entries(entries: Sequence[Entry], max_record_bytes: int) -> list[int]:
     """Return the entries' sizes in bytes; raise KinesisError if the request breaks a limit."""
     if not 1 <= len(entries) <= MAX_REQUEST_RECORDS:
         relation = "greater than or equal to 1" if not entries else f"less than or equal to {MAX_REQUEST_RECORDS}"
@@ -46,10 +45,10 @@ def check_entries(entries: Sequence[Entry]) -> list[int]:
         if entry.explicit_hash_key is not None:
             parse_hash_key(entry.explicit_hash_key, "ExplicitHashKey")
         size = len(entry.data) + len(key.encode())
-        if size > MAX_RECORD_BYTES:
+        if size > max_record_bytes:
             raise KinesisError(
                 "InvalidArgumentException",
-                f"Record {number} has {size} bytes with its partition key; the stream takes {MAX_RECORD_BYTES}.",
+                f"Record {number} has {size} bytes with its partition key; the stream takes {max_record_bytes}.",
             )
         sizes.append(size)
     if sum(sizes) > MAX_REQUEST_BYTES:

@@ -19,27 +19,72 @@ Name = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[a-zA-Z0-9_.
 Arn = Annotated[str, Meta(max_length=2048, pattern=r"^arn:aws.*:kinesis:.*:\d{12}:stream/\S+$")]
 SequenceNumber = Annotated[str, Meta(pattern=r"^(0|[1-9]\d{0,128})$")]
 Count = Annotated[int, Meta(ge=1, le=10_000)]
+RecordKib = Annotated[int, Meta(ge=1024, le=10_240)]
 # msgspec tells only in words whether a type is wrong or a rule is broken.
 _WRONG_TYPE = re.compile("got `(?!null`)|base64|unknown field")
 
 
 class Request(msgspec.Struct, rename="pascal", kw_only=True, forbid_unknown_fields=True):
-    """What all operations share: the stream, by name, by ARN or by both."""
+    """What operations on a stream share: its name, its ARN or both."""
 
     stream_name: Name | None = None
     stream_arn: Arn | None = msgspec.field(name="StreamARN", default=None)
 
 
-class ShardFilter(msgspec.Struct, rename="pascal", forbid_unknown_fields=True):
-    """Which shards to list: the open ones."""
+class ModeDetails(msgspec.Struct, rename="pascal", forbid_unknown_fields=True, frozen=True):
+    """The capacity mode."""
 
-    type: Literal["AT_LATEST"]
+    stream_mode: Literal["ON_DEMAND", "PROVISIONED"]
+
+
+class CreateStream(msgspec.Struct, rename="pascal", kw_only=True, forbid_unknown_fields=True):
+    """Make a stream."""
+
+    stream_name: Name
+    shard_count: Count | None = None
+    stream_mode_details: ModeDetails = ModeDetails("PROVISIONED")
+    max_record_kib: RecordKib = msgspec.field(name="MaxRecordSizeInKiB", default=1024)
+
+
+class ListStreams(msgspec.Struct, rename="pascal", kw_only=True, forbid_unknown_fields=True):
+    """List streams by name."""
+
+    limit: Count = 100
+    exclusive_start_stream_name: Name | None = None
+    next_token: str | None = None
+
+
+class DescribeStream(Request):
+    """Describe a stream with its shards."""
+
+    limit: Count = 100
+    exclusive_start_shard_id: Name | None = None
+
+
+class UpdateStreamMode(Request):
+    """Change the capacity mode."""
+
+    stream_mode_details: ModeDetails
+
+
+class UpdateMaxRecordSize(Request):
+    """Change how large a record may be."""
+
+    max_record_kib: RecordKib = msgspec.field(name="MaxRecordSizeInKiB")
+
+
+class ShardFilter(msgspec.Struct, rename="pascal", forbid_unknown_fields=True, frozen=True):
+    """Which shards to list."""
+
+    type: Literal["AFTER_SHARD_ID", "AT_LATEST", "AT_TRIM_HORIZON", "FROM_TRIM_HORIZON"]
+    shard_id: Name | None = None
 
 
 class ListShards(Request):
     """List shards, all of them on one page."""
 
-    shard_filter: ShardFilter | None = None
+    exclusive_start_shard_id: Name | None = None
+    shard_filter: ShardFilter = ShardFilter("FROM_TRIM_HORIZON")
 
 
 class PutRecord(Request):

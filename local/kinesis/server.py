@@ -45,9 +45,9 @@ class LocalKinesis:
     The server, as an asynchronous context manager.
 
     `streams` are made at the start, ACTIVE, with that many shards, unless they come back from `state`. Port 0 takes a
-    free one. `settle_seconds` is how long a stream shows as UPDATING; `memory_limit` is in bytes over all streams;
-    `clock` gives seconds since 1970. Entering raises OSError if the port cannot be used, StateError if the directory
-    cannot.
+    free one. `settle_seconds` is how long a stream shows as CREATING, UPDATING or DELETING; `memory_limit` is in bytes
+    over all streams; `clock` gives seconds since 1970. Entering raises OSError if the port cannot be used, StateError
+    if the directory cannot.
     """
 
     def __init__(
@@ -86,9 +86,9 @@ class LocalKinesis:
             now = self._clock()
             if self._directory is not None:
                 self._state = State(self._directory)
+                self.account.keep, self.account.forget = self._state.save, self._state.forget
                 for snapshot, records in self._state.load():
                     self.account.restore(snapshot, records, now)
-                self.account.keep = self._state.save
             for name, shards in self._streams.items():
                 if name not in self.account.streams:
                     self.account.changed(self.account.create(name, shards, now), now)

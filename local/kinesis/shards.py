@@ -2,9 +2,10 @@
 Shards as a pure model: what they hold and let through, how they split and merge. Time is an argument, in seconds.
 
 The numbers are the published ones: the service model of API version 2013-12-02 (as shipped with botocore 1.43) and the
-"quotas and limits" page of the Kinesis developer guide. What they leave open is decided so:
+"quotas and limits" and "large records" pages of the Kinesis developer guide. What they leave open is decided so:
 
-* A shard's write capacity is a tank of one second (1,000 records, 1 MiB).
+* A shard's write capacity is a tank of one second (1,000 records, 1 MiB). A record larger than the tank passes when the
+  tank is full and is paid back afterwards.
 * A reshard takes effect at once: parents close and keep their records, children take the writes.
 * Every stored record, and every opening and closing of a shard, takes the next position of the stream, so positions
   rise over the whole stream and children start above their parents.
@@ -61,11 +62,11 @@ class Bucket:
         self._updated = now
 
     def holds(self, amount: float, now: float) -> bool:
-        """Say whether the amount can be taken now."""
+        """Say whether the amount can be taken now; one that is larger than the bucket wants it full."""
         if now > self._updated:
             self._level = min(self._rate, self._level + (now - self._updated) * self._rate)
             self._updated = now
-        return self._level >= amount
+        return self._level >= min(amount, self._rate)
 
     def take(self, amount: float) -> None:
         """Take the amount, into debt if need be."""

@@ -56,6 +56,12 @@ class State:
             self._database.executemany("INSERT INTO records VALUES (?, ?, ?)", rows)
             self._database.execute("DELETE FROM records WHERE stream = ? AND position < ?", (stream.name, first_kept))
 
+    def forget(self, name: str) -> None:
+        """Let go of a stream and its records."""
+        with self._told(), self._database:
+            self._database.execute("DELETE FROM streams WHERE name = ?", (name,))
+            self._database.execute("DELETE FROM records WHERE stream = ?", (name,))
+
     def close(self) -> None:
         """Let go of the directory."""
         with self._told():

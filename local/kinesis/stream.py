@@ -1,12 +1,12 @@
 """
-A Kinesis stream as a pure model: writing, sequence numbers, reading, trimming, resharding. Time is an argument.
+A Kinesis stream as a pure model: writing, sequence numbers, reading, trimming, changes. Time is an argument.
 
-It is a provisioned stream whose other settings are those of a new one. The numbers are the published ones: the service
-model of API version 2013-12-02 (as shipped with botocore 1.43) and the "quotas and limits" page of the Kinesis
-developer guide. What they leave open is decided so:
+The numbers are the published ones: the service model of API version 2013-12-02 (as shipped with botocore 1.43) and the
+"quotas and limits" page of the Kinesis developer guide. What they leave open is decided so:
 
 * A sequence number is a record's position in 56 digits, after the stream's time of creation and before the shard's
-  number.
+  number: a stream made anew under an old name starts above the old one.
+* An on-demand stream keeps the shards that it has.
 * While a change settles only the status says so; reads and writes go on with the new shards.
 """
 
@@ -26,6 +26,7 @@ from local.kinesis.shards import MIB, Record, Shard, ShardFacts, ShardMap
 
 MAX_READ_BYTES = 10 * MIB
 RETENTION_HOURS = 24
+MODE_CHANGES_PER_DAY = 2
 
 
 class Failure(NamedTuple):
@@ -43,6 +44,16 @@ class Reading(NamedTuple):
     behind_seconds: float
 
 
+class StreamFacts(msgspec.Struct):
+    """A stream's settings, and what it is busy with until when."""
+
+    mode: str = "PROVISIONED"
+    max_record_kib: int = 1024
+    mode_changed_at: list[float] = []
+    busy_as: str = "ACTIVE"
+    busy_until: float = 0.0
+
+
 class Snapshot(msgspec.Struct):
     """A stream without its records, as it is kept on disk."""
 
@@ -50,13 +61,14 @@ class Snapshot(msgspec.Struct):
     created_at: float
     shards: list[ShardFacts]
     position: int
+    facts: StreamFacts = msgspec.field(default_factory=StreamFacts)
 
 
 class Stream:
     """
     One stream. All methods that refuse raise KinesisError with the service's code.
 
-    `faults` holds what is made to go wrong. `settle_seconds` is how long a reshard shows as UPDATING.
+    `faults` holds what is made to go wrong. `settle_seconds` is how long a change shows in the status.
     """
 
     def __init__(self, name: str, created_at: float, *, settle_seconds: float = 0.0) -> None:
@@ -65,28 +77,34 @@ class Stream:
         self.arn = f"arn:aws:kinesis:{REGION}:{ACCOUNT}:stream/{name}"
         # As the service's messages name it.
         self.where = f"stream {name} under account {ACCOUNT}"
+        self.facts = StreamFacts()
         self.faults = Faults()
         self.map = ShardMap()
         self.stored_bytes = 0
         self._settle_seconds = settle_seconds
-        self._busy_until = 0.0
         self._prefix = f"49{int(created_at * 1000):016d}"
         self._arrivals: deque[Shard] = deque()
 
     def snapshot(self) -> Snapshot:
         """Return what is to be kept of the stream as it is now, beside its records."""
-        return Snapshot(self.name, self.created_at, [shard.facts for shard in self.map.shards], self.map.position)
+        shards = [shard.facts for shard in self.map.shards]
+        return Snapshot(self.name, self.created_at, shards, self.map.position, self.facts)
 
     def restore(self, snapshot: Snapshot, records: Sequence[Record], now: float) -> None:
         """Become what a snapshot says, with the records that were kept."""
+        self.facts = snapshot.facts
         self.map.restore(snapshot.shards, snapshot.position, now)
         self._append(records)
 
     # Facts
 
     def status(self, now: float) -> str:
-        """Return ACTIVE, or UPDATING while a change settles."""
-        return "UPDATING" if now < self._busy_until else "ACTIVE"
+        """Return ACTIVE, or CREATING, UPDATING or DELETING while that settles."""
+        return self.facts.busy_as if now < self.facts.busy_until else "ACTIVE"
+
+    def is_gone(self, now: float) -> bool:
+        """Whether it has been deleted."""
+        return self.facts.busy_as == "DELETING" and now >= self.facts.busy_until
 
     def sequence_number(self, position: int, shard: int) -> str:
         """Return the 56 digits of a position in a shard."""
@@ -110,7 +128,9 @@ class Stream:
         raise KinesisError("ResourceNotFoundException", f"Could not find shard {name} in {self.where}.")
 
     def unexpired(self, now: float) -> list[Shard]:
-        """Return the shards that are open or were closed within the retention period, by number."""
+        """Return the shards open now or within the retention period, by number; none while CREATING."""
+        if self.status(now) == "CREATING":
+            return []
         horizon = _horizon(now)
         return [shard for shard in self.map.shards if shard.facts.closed_at is None or shard.facts.closed_at >= horizon]
 
@@ -122,7 +142,9 @@ class Stream:
 
         Raises KinesisError if the request breaks a limit, and then nothing is stored.
         """
-        sizes = check_entries(entries)
+        if self.status(now) == "CREATING":
+            raise KinesisError("ResourceNotFoundException", f"The {self.where} is being made.")
+        sizes = check_entries(entries, self.facts.max_record_kib * 1024)
         results: list[Record | Failure] = []
         accepted: list[Record] = []
         position = self.map.position
@@ -210,7 +232,7 @@ class Stream:
         while self._arrivals and self._arrivals[0].records[0].arrival < horizon:
             self.trim_oldest()
 
-    # Resharding
+    # Changing
 
     def split(self, name: str, new_start: int, now: float) -> None:
         """Close a shard; two children share its range, the upper one from `new_start` on."""
@@ -223,7 +245,7 @@ class Stream:
                 f"EndingHashKey {shard.end}.",
             )
         self.map.split(shard, new_start, now)
-        self._settle(now)
+        self.settle("UPDATING", now)
 
     def merge(self, name: str, adjacent: str, now: float) -> None:
         """Close two neighbours; one child takes both ranges."""
@@ -235,10 +257,11 @@ class Stream:
                 f"Shards {name} and {adjacent} in {self.where} are not an adjacent pair of shards eligible for merging",
             )
         self.map.merge(*pair, now)
-        self._settle(now)
+        self.settle("UPDATING", now)
 
     def scale(self, target: int, now: float) -> None:
         """Split and merge until there are `target` shards of equal ranges, at most double and at least half."""
+        self._require_provisioned()
         self._require_active(now)
         count = len(self.map.open)
         if not count <= target * 2 <= count * 4:
@@ -248,10 +271,36 @@ class Stream:
                 f"Current open shard count: {count}, target shard count: {target}",
             )
         self.map.scale(target, now)
-        self._settle(now)
+        self.settle("UPDATING", now)
 
-    def _settle(self, now: float) -> None:
-        self._busy_until = now + self._settle_seconds
+    def set_mode(self, mode: str, now: float) -> None:
+        """Change to PROVISIONED or ON_DEMAND, twice in 24 hours at most; the shards stay."""
+        self._require_active(now)
+        recent = [time for time in self.facts.mode_changed_at if time > now - 86_400]
+        if len(recent) >= MODE_CHANGES_PER_DAY:
+            times = f"{MODE_CHANGES_PER_DAY} times in 24 hours"
+            raise KinesisError("LimitExceededException", f"The mode of {self.where} was changed {times}.")
+        self.facts.mode, self.facts.mode_changed_at = mode, [*recent, now]
+        self.settle("UPDATING", now)
+
+    def set_max_record_size(self, kib: int, now: float) -> None:
+        """Change how large a record may be, in KiB."""
+        self._require_active(now)
+        self.facts.max_record_kib = kib
+        self.settle("UPDATING", now)
+
+    def delete(self, now: float) -> None:
+        """Be gone when that has settled; until then reads and writes go on."""
+        self._require_active(now)
+        self.settle("DELETING", now)
+
+    def settle(self, state: str, now: float) -> None:
+        """Have the status show for a while what is done."""
+        self.facts.busy_as, self.facts.busy_until = state, now + self._settle_seconds
+
+    def _require_provisioned(self) -> None:
+        if self.facts.mode != "PROVISIONED":
+            raise KinesisError("ValidationException", f"The {self.where} is not in PROVISIONED mode.")
 
     def _require_active(self, now: float) -> None:
         if self.status(now) != "ACTIVE":
@@ -261,6 +310,7 @@ class Stream:
             )
 
     def _changeable(self, name: str, now: float) -> Shard:
+        self._require_provisioned()
         self._require_active(now)
         shard = self.shard(name, now)
         if not shard.is_open:

@@ -1,7 +1,8 @@
 """
-The operations that show a stream: iterators, reading, describing, listing.
+The operations that show streams: iterators, reading, describing, listing.
 
-An iterator is opaque to clients, lives 300 seconds, and holds only a position: it outlives a restart of the process.
+An iterator is opaque to clients, lives 300 seconds, and holds only a sequence number: it outlives a restart of the
+process, but not its stream.
 """
 
 from base64 import b64decode, b64encode
@@ -12,18 +13,19 @@ import msgspec
 from local.kinesis import requests
 from local.kinesis.account import Account, Call
 from local.kinesis.errors import KinesisError
-from local.kinesis.limits import MAX_RECORD_BYTES
 from local.kinesis.shards import Shard
 from local.kinesis.stream import RETENTION_HOURS, Stream
 
 Reply = dict[str, Any]
 ITERATOR_SECONDS = 300
+DESCRIBED_SHARDS = 100
+LISTED_STREAMS = 100
 
 
 class _Iterator(msgspec.Struct, array_like=True):
     stream: str
     shard: str
-    after: int
+    after: str
     issued_at: float
 
 
@@ -56,7 +58,7 @@ def get_records(request: requests.GetRecords, call: Call) -> Reply:
     if call.now > iterator.issued_at + ITERATOR_SECONDS:
         raise KinesisError("ExpiredIteratorException", f"Iterators live {ITERATOR_SECONDS} seconds.")
     shard = stream.shard(iterator.shard, call.now)
-    reading = stream.read(shard, iterator.after, request.limit, call.now)
+    reading = stream.read(shard, stream.position(iterator.after, shard), request.limit, call.now)
     reply: Reply = {
         "Records": [
             {
@@ -73,7 +75,8 @@ def get_records(request: requests.GetRecords, call: Call) -> Reply:
 
 
 def _iterator(call: Call, shard: Shard, after: int) -> str:
-    return b64encode(msgspec.json.encode(_Iterator(call.stream.name, shard.name, after, call.now))).decode()
+    number = call.stream.sequence_number(after, shard.index)
+    return b64encode(msgspec.json.encode(_Iterator(call.stream.name, shard.name, number, call.now))).decode()
 
 
 def _decoded(iterator: str) -> _Iterator:
@@ -87,26 +90,76 @@ def describe_stream_summary(_request: requests.Request, call: Call) -> Reply:
     """Describe a stream without its shards."""
     stream = call.stream
     summary = {
-        "StreamName": stream.name,
-        "StreamARN": stream.arn,
-        "StreamStatus": stream.status(call.now),
-        "StreamModeDetails": {"StreamMode": "PROVISIONED"},
-        "RetentionPeriodHours": RETENTION_HOURS,
-        "StreamCreationTimestamp": int(stream.created_at),
-        "EnhancedMonitoring": [{"ShardLevelMetrics": []}],
-        "EncryptionType": "NONE",
-        "OpenShardCount": len(stream.map.open),
+        **_description(stream, call.now),
+        "OpenShardCount": sum(shard.is_open for shard in stream.unexpired(call.now)),
         "ConsumerCount": 0,
-        "MaxRecordSizeInKiB": MAX_RECORD_BYTES // 1024,
+        "MaxRecordSizeInKiB": stream.facts.max_record_kib,
         "ChannelCount": 0,
     }
     return {"StreamDescriptionSummary": summary}
 
 
+def describe_stream(request: requests.DescribeStream, call: Call) -> Reply:
+    """Describe a stream with up to 100 of its shards."""
+    stream, start = call.stream, request.exclusive_start_shard_id or ""
+    shards = [shard for shard in stream.unexpired(call.now) if shard.name > start]
+    count = min(request.limit, DESCRIBED_SHARDS)
+    description = {
+        **_description(stream, call.now),
+        "Shards": [_shard(stream, shard) for shard in shards[:count]],
+        "HasMoreShards": len(shards) > count,
+    }
+    return {"StreamDescription": description}
+
+
+def _description(stream: Stream, now: float) -> Reply:
+    return {
+        **_listed(stream, now),
+        "RetentionPeriodHours": RETENTION_HOURS,
+        "EnhancedMonitoring": [{"ShardLevelMetrics": []}],
+        "EncryptionType": "NONE",
+    }
+
+
+def _listed(stream: Stream, now: float) -> Reply:
+    return {
+        "StreamName": stream.name,
+        "StreamARN": stream.arn,
+        "StreamStatus": stream.status(now),
+        "StreamModeDetails": {"StreamMode": stream.facts.mode},
+        "StreamCreationTimestamp": int(stream.created_at),
+    }
+
+
+def list_streams(request: requests.ListStreams, account: Account, now: float) -> Reply:
+    """Return up to 100 streams by name, and the token of the next ones."""
+    start = request.next_token or request.exclusive_start_stream_name or ""
+    names = sorted(name for name in account.streams if name > start)
+    page = names[: min(request.limit, LISTED_STREAMS)]
+    reply: Reply = {
+        "StreamNames": page,
+        "HasMoreStreams": page != names,
+        "StreamSummaries": [_listed(account.streams[name], now) for name in page],
+    }
+    return reply if page == names else reply | {"NextToken": page[-1]}
+
+
 def list_shards(request: requests.ListShards, call: Call) -> Reply:
-    """Return the shards that have not expired, by number: all, or the open ones."""
-    stream = call.stream
-    shards = [shard for shard in stream.unexpired(call.now) if shard.is_open or request.shard_filter is None]
+    """Return the shards that have not expired and pass the filter, by number."""
+    stream, now, chosen = call.stream, call.now, request.shard_filter
+    if stream.status(now) == "CREATING":
+        raise KinesisError("ResourceInUseException", f"The {stream.where} is being made.")
+    if (chosen.shard_id is not None) != (chosen.type == "AFTER_SHARD_ID"):
+        raise KinesisError("InvalidArgumentException", "ShardId belongs to the filter AFTER_SHARD_ID, and only there.")
+    start = chosen.shard_id or request.exclusive_start_shard_id or ""
+    unexpired = stream.unexpired(now)
+    shards = [shard for shard in unexpired if shard.name > start]
+    if chosen.type == "AT_LATEST":
+        shards = [shard for shard in shards if shard.is_open]
+    elif chosen.type == "AT_TRIM_HORIZON":
+        # A shard opens when its parents close, and those that closed before the horizon have expired.
+        indexes = {shard.index for shard in unexpired}
+        shards = [shard for shard in shards if indexes.isdisjoint(shard.facts.parents)]
     return {"Shards": [_shard(stream, shard) for shard in shards]}
 
 

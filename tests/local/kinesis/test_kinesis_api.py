@@ -14,7 +14,7 @@ from local.kinesis.account import Account
 from local.kinesis.api import Answer, answer
 from local.kinesis.errors import KinesisError
 from local.kinesis.faults import DropAnswer, RequestError, SlowAnswer, ThrottleShard
-from local.kinesis.shards import HASH_KEYS, Record
+from local.kinesis.shards import HASH_KEYS, MIB, Record
 from local.kinesis.stream import Stream
 
 THROTTLED = "ProvisionedThroughputExceededException"
@@ -24,15 +24,15 @@ ARN = "arn:aws:kinesis:us-east-1:000000000000:stream/posts"
 class Service:
     """An account with one stream, asked without a server between; `now` is its clock."""
 
-    def __init__(self, shards: int = 1) -> None:
+    def __init__(self, shards: int = 1, settle_seconds: float = 0.0) -> None:
         self.now = time.time()
         self.kept: list[Sequence[Record]] = []
-        self.account = Account(memory_limit=1 << 30, settle_seconds=0.0)
+        self.account = Account(memory_limit=1 << 30, settle_seconds=settle_seconds)
         self.account.keep = self._keep
         self.stream = self.account.create("posts", shards, self.now)
 
     def _keep(self, stream: Stream, records: Sequence[Record]) -> None:
-        assert stream is self.stream
+        assert self.account.streams[stream.name] is stream
         self.kept.append(records)
 
     def ask(self, operation: str, *, secret: str = "test", **members: Any) -> Answer:
@@ -53,6 +53,11 @@ class Service:
         with pytest.raises(KinesisError) as caught:
             self.ask(operation, **members)
         return caught.value.code
+
+    def summary(self) -> tuple[str, str, int, int]:
+        summary = self.reply("DescribeStreamSummary", StreamName="new")["StreamDescriptionSummary"]
+        mode, size = summary["StreamModeDetails"]["StreamMode"], summary["MaxRecordSizeInKiB"]
+        return summary["StreamStatus"], mode, size, summary["OpenShardCount"]
 
 
 def records(*data: bytes) -> list[dict[str, str]]:
@@ -140,6 +145,83 @@ class TestRefusing:
 
 
 class TestChanging:
+    def test_the_life_of_a_stream(self) -> None:
+        """CREATING, ACTIVE, UPDATING, DELETING and gone; what has to wait for that is refused, and all is kept."""
+        service = Service(settle_seconds=2.0)
+        one = {"Data": b64encode(bytes(MIB + 1)).decode(), "PartitionKey": "k"}
+        arn = ARN.replace("posts", "new")
+        assert service.ask("CreateStream", StreamName="new", ShardCount=2, MaxRecordSizeInKiB=1024).body == b""
+        assert service.summary() == ("CREATING", "PROVISIONED", 1024, 0)
+        for operation, members, code in (
+            ("CreateStream", {"ShardCount": 2}, "ResourceInUseException"),
+            ("DeleteStream", {}, "ResourceInUseException"),
+            ("ListShards", {}, "ResourceInUseException"),
+            ("PutRecord", {"Data": "", "PartitionKey": "k"}, "ResourceNotFoundException"),
+            (
+                "GetShardIterator",
+                {"ShardId": "shardId-000000000000", "ShardIteratorType": "LATEST"},
+                "ResourceNotFoundException",
+            ),
+        ):
+            assert service.refusal(operation, StreamName="new", **members) == code
+        service.now += 2
+        assert service.refusal("PutRecord", StreamName="new", **one) == "InvalidArgumentException"
+        service.ask("UpdateMaxRecordSize", StreamARN=arn, MaxRecordSizeInKiB=2048)
+        assert service.summary() == ("UPDATING", "PROVISIONED", 2048, 2)
+        mode = {"StreamMode": "ON_DEMAND"}
+        assert service.refusal("UpdateStreamMode", StreamARN=arn, StreamModeDetails=mode) == "ResourceInUseException"
+        service.ask("PutRecord", StreamName="new", **one)
+        service.now += 2
+        service.ask("UpdateStreamMode", StreamARN=arn, StreamModeDetails=mode)
+        service.now += 2
+        assert service.summary() == ("ACTIVE", "ON_DEMAND", 2048, 2)
+        service.ask("DeleteStream", StreamName="new")
+        assert service.summary()[0] == "DELETING"
+        assert (
+            service.refusal("UpdateMaxRecordSize", StreamARN=arn, MaxRecordSizeInKiB=1024) == "ResourceInUseException"
+        )
+        service.now += 2
+        assert service.refusal("DescribeStream", StreamName="new") == "ResourceNotFoundException"
+        assert service.reply("ListStreams")["StreamNames"] == ["posts"]
+        assert len(service.kept) == 5
+
+    def test_an_iterator_ends_with_its_stream(self) -> None:
+        """On a stream made anew under the old name it is refused."""
+        service = Service()
+        members = {"ShardId": "shardId-000000000000", "ShardIteratorType": "LATEST"}
+        token = service.reply("GetShardIterator", StreamName="posts", **members)
+        service.ask("DeleteStream", StreamName="posts")
+        service.now += 1
+        service.ask("CreateStream", StreamName="posts", ShardCount=1)
+        assert service.refusal("GetRecords", **token) == "InvalidArgumentException"
+
+    def test_an_on_demand_stream_has_the_shards_of_the_service(self) -> None:
+        """It opens with four, and whoever wants to choose them is refused until the mode is changed."""
+        service = Service()
+        on_demand, provisioned = ({"StreamMode": mode} for mode in ("ON_DEMAND", "PROVISIONED"))
+        new: dict[str, Any] = {"StreamName": "new", "StreamModeDetails": on_demand}
+        assert service.refusal("CreateStream", **new, ShardCount=1) == "ValidationException"
+        assert service.refusal("CreateStream", StreamName="new") == "ValidationException"
+        service.ask("CreateStream", **new)
+        assert service.summary() == ("ACTIVE", "ON_DEMAND", 1024, 4)
+        arn = ARN.replace("posts", "new")
+        scale: dict[str, Any] = {"StreamARN": arn, "TargetShardCount": 2, "ScalingType": "UNIFORM_SCALING"}
+        split = {"StreamARN": arn, "ShardToSplit": "shardId-000000000000", "NewStartingHashKey": "9"}
+        assert service.refusal("UpdateShardCount", **scale) == "ValidationException"
+        assert service.refusal("SplitShard", **split) == "ValidationException"
+        service.ask("UpdateStreamMode", StreamARN=arn, StreamModeDetails=provisioned)
+        service.ask("UpdateShardCount", **scale)
+
+    def test_five_streams_are_made_at_once(self) -> None:
+        """The sixth has to wait until they are ACTIVE."""
+        service = Service(settle_seconds=2.0)
+        for name in "abcde":
+            service.ask("CreateStream", StreamName=name, ShardCount=1)
+        service.now += 1
+        assert service.refusal("CreateStream", StreamName="f", ShardCount=1) == "LimitExceededException"
+        service.now += 1
+        service.ask("CreateStream", StreamName="f", ShardCount=1)
+
     def test_resharding(self) -> None:
         """Split, merge and scale answer at once, and each is kept."""
         service = Service()

@@ -10,39 +10,39 @@ from local.kinesis.shards import HASH_KEYS, MIB
 def refusal(*entries: Entry) -> str:
     """Return the code with which a request is refused."""
     with pytest.raises(KinesisError) as caught:
-        check_entries(entries)
+        check_entries(entries, MIB)
     return caught.value.code
 
 
 def test_a_size_is_data_and_key_in_utf8() -> None:
     """A key counts in bytes, not in characters."""
-    assert check_entries([Entry(b"abc", "k"), Entry(b"abc", "日本"), Entry(b"abc", "😀")]) == [3 + 1, 3 + 6, 3 + 4]
+    assert check_entries([Entry(b"abc", "k"), Entry(b"abc", "日本"), Entry(b"abc", "😀")], MIB) == [3 + 1, 3 + 6, 3 + 4]
 
 
 @pytest.mark.parametrize("count", [0, 501])
 def test_a_request_has_1_to_500_records(count: int) -> None:
     """An empty list and a list of 501 are refused, 500 pass."""
     assert refusal(*[Entry(b"", "k")] * count) == "ValidationException"
-    assert len(check_entries([Entry(b"", "k")] * 500)) == 500
+    assert len(check_entries([Entry(b"", "k")] * 500, MIB)) == 500
 
 
 def test_a_record_may_be_have_a_mebibyte_with_its_key() -> None:
     """Data and key together reach the limit exactly, and not one byte more."""
-    assert check_entries([Entry(bytes(MIB - 3), "key")]) == [MIB]
+    assert check_entries([Entry(bytes(MIB - 3), "key")], MIB) == [MIB]
     assert refusal(Entry(bytes(MIB - 2), "key")) == "InvalidArgumentException"
 
 
 def test_a_request_holds_10_mib_of_data_and_keys() -> None:
     """Ten records of 1 MiB pass, one byte more does not."""
     full = [Entry(bytes(MIB - 1), "k")] * 10
-    assert sum(check_entries(full)) == 10 * MIB
+    assert sum(check_entries(full, MIB)) == 10 * MIB
     assert refusal(*full, Entry(b"", "k")) == "InvalidArgumentException"
 
 
 @pytest.mark.parametrize("key", ["k", "k" * 256, "😀" * 256])
 def test_keys_of_1_to_256_characters_pass(key: str) -> None:
     """Characters are counted, not bytes and not UTF-16 units."""
-    assert check_entries([Entry(b"", key)]) == [len(key.encode())]
+    assert check_entries([Entry(b"", key)], MIB) == [len(key.encode())]
 
 
 @pytest.mark.parametrize("key", ["", "k" * 257, "😀" * 257])

@@ -12,8 +12,8 @@ from local.kinesis.faults import Operation
 MODEL = botocore.session.get_session().get_service_model("kinesis")
 # Members the model has and the local Kinesis refuses: reserved, or of features it does not play.
 REFUSED = {
-    *("DryRun", "ExclusiveStartShardId", "MaxResults", "NextToken", "SequenceNumberForOrdering"),
-    *("StreamCreationTimestamp", "StreamId", "Timestamp"),
+    *("DryRun", "EnforceConsumerDeletion", "MaxResults", "NextToken", "RecordDistributionStrategy"),
+    *("SequenceNumberForOrdering", "StreamCreationTimestamp", "StreamId", "Tags", "Timestamp", "WarmThroughputMiBps"),
 }
 
 
@@ -30,7 +30,7 @@ def refusal(operation: str, **members: Any) -> str:
     return caught.value.code
 
 
-@pytest.mark.parametrize("operation", get_args(Operation))
+@pytest.mark.parametrize("operation", [*get_args(Operation), "CreateStream", "ListStreams"])
 def test_members_are_those_of_the_service_model(operation: str) -> None:
     """Each operation reads members that the model has, under the model's names, and none of the others is required."""
     shape = MODEL.operation_model(operation).input_shape
@@ -83,6 +83,10 @@ def test_what_is_no_json_cannot_be_read() -> None:
         ("PutRecords", {"Records": [], "StreamName": "no/name"}),
         ("PutRecords", {"Records": [], "StreamARN": "arn:aws:s3:::bucket"}),
         ("PutRecords", {"Records": [{"Data": ""}]}),
+        ("CreateStream", {"ShardCount": 1}),
+        ("CreateStream", {"StreamName": "new", "MaxRecordSizeInKiB": 10_241}),
+        ("UpdateMaxRecordSize", {"MaxRecordSizeInKiB": 1023}),
+        ("UpdateStreamMode", {"StreamModeDetails": {"StreamMode": "FREE"}}),
         ("ListShards", {"ShardFilter": {"Type": "NEWEST"}}),
         ("GetRecords", {"ShardIterator": ""}),
         ("GetRecords", {"ShardIterator": "x", "Limit": 10_001}),

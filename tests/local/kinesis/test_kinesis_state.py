@@ -17,9 +17,9 @@ class House:
     def __init__(self, directory: Path, memory_limit: int = 1 << 20) -> None:
         self.account = Account(memory_limit=memory_limit, settle_seconds=0.0)
         self.state = State(directory)
+        self.account.keep, self.account.forget = self.state.save, self.state.forget
         for snapshot, records in self.state.load():
             self.account.restore(snapshot, records, NOW)
-        self.account.keep = self.state.save
 
     def create(self, name: str = "posts") -> Stream:
         stream = self.account.create(name, 1, NOW)
@@ -40,7 +40,7 @@ class House:
 
 
 def test_what_was_kept_comes_back(tmp_path: Path) -> None:
-    """Streams, shards, counts and records, of each stream its own; numbers go on behind them."""
+    """Streams, settings, shards, counts and records, of each stream its own; numbers go on behind them."""
     first = House(tmp_path)
     posts, other = first.create(), first.create("other")
     for second in range(5):
@@ -49,12 +49,34 @@ def test_what_was_kept_comes_back(tmp_path: Path) -> None:
     posts.scale(2, NOW + 5)
     first.account.changed(posts, NOW + 5)
     first.put(posts, NOW + 6)
+    other.set_mode("ON_DEMAND", NOW + 7)
+    other.set_max_record_size(2048, NOW + 7)
+    first.account.changed(other, NOW + 7)
     first.state.close()
     second_run = House(tmp_path)
     assert second_run.holds() == first.holds()
     again = second_run.account.streams["posts"].put([Entry(b"", "k")], NOW + 10)
     assert again == posts.put([Entry(b"", "k")], NOW + 10)
     second_run.state.close()
+
+
+def test_a_deleted_stream_is_gone_with_its_records(tmp_path: Path) -> None:
+    """Also if the process ends before the stream does; a new one can have its name."""
+    first = House(tmp_path)
+    stream = first.create()
+    first.put(stream, NOW)
+    stream.delete(NOW)
+    first.account.changed(stream, NOW)
+    first.state.close()
+    again = House(tmp_path)
+    assert (again.holds(), list(again.state.load())) == ({}, [])
+    new = again.create()
+    again.put(new, NOW)
+    kept = again.holds()
+    again.state.close()
+    last = House(tmp_path)
+    assert last.holds() == kept
+    last.state.close()
 
 
 def test_the_file_is_bounded_as_memory_is(tmp_path: Path) -> None:

@@ -199,6 +199,17 @@ class TestTrimming:
         assert list(stream.map.shards[0].records) == kept
 
 
+class TestMode:
+    def test_it_changes_twice_a_day(self) -> None:
+        """The third change within 24 hours is refused."""
+        stream = new_stream()
+        stream.set_mode("ON_DEMAND", NOW)
+        stream.set_mode("PROVISIONED", NOW + 10)
+        with refused("LimitExceededException"):
+            stream.set_mode("ON_DEMAND", NOW + DAY_SECONDS - 1)
+        stream.set_mode("ON_DEMAND", NOW + DAY_SECONDS)
+
+
 class TestResharding:
     def test_a_split_moves_writes_and_keeps_records(self) -> None:
         """The parent ends and names its children; children take what is written."""

@@ -9,7 +9,15 @@ from local.kinesis.faults import NO_FAULTS
 from local.kinesis.limits import Entry
 from local.kinesis.shards import HASH_KEYS, Record
 from local.kinesis.stream import Stream
-from local.kinesis.views import describe_stream_summary, get_records, get_shard_iterator, list_shards, stream_of
+from local.kinesis.views import (
+    describe_stream,
+    describe_stream_summary,
+    get_records,
+    get_shard_iterator,
+    list_shards,
+    list_streams,
+    stream_of,
+)
 
 NOW = 1_800_000_000.0
 FIRST = "shardId-000000000000"
@@ -126,18 +134,36 @@ class TestReading:
 
 
 class TestListing:
-    def test_all_or_the_open_ones(self) -> None:
-        """Without a filter closed shards are listed too."""
+    @pytest.mark.parametrize(
+        ("members", "hours", "numbers"),
+        [
+            ({}, 2, [0, 1, 2, 3, 4]),
+            ({"shard_filter": requests.ShardFilter("FROM_TRIM_HORIZON")}, 2, [0, 1, 2, 3, 4]),
+            ({"shard_filter": requests.ShardFilter("AT_LATEST")}, 2, [2, 4]),
+            ({"shard_filter": requests.ShardFilter("AT_TRIM_HORIZON")}, 2, [0, 1]),
+            ({"shard_filter": requests.ShardFilter("AT_TRIM_HORIZON")}, 25.5, [1, 2, 3]),
+            ({"shard_filter": requests.ShardFilter("AFTER_SHARD_ID", "shardId-000000000002")}, 2, [3, 4]),
+            ({"exclusive_start_shard_id": "shardId-000000000002"}, 2, [3, 4]),
+        ],
+    )
+    def test_which_shards_a_filter_lets_through(
+        self, members: dict[str, Any], hours: float, numbers: list[int]
+    ) -> None:
+        """All that have not expired, the open ones, those that were open 24 hours ago, and those behind one."""
         account, stream = new_stream(2)
-        stream.split(FIRST, HASH_KEYS // 4, NOW)
-        stream.merge("shardId-000000000003", "shardId-000000000001", NOW)
+        stream.split(FIRST, HASH_KEYS // 4, NOW + 3600)
+        stream.merge("shardId-000000000003", "shardId-000000000001", NOW + 7200)
+        reply = list_shards(requests.ListShards(stream_name="posts", **members), call(account, NOW + hours * 3600))
+        assert [int(shard["ShardId"].removeprefix("shardId-")) for shard in reply["Shards"]] == numbers
 
-        def listed(chosen: requests.ShardFilter | None) -> list[int]:
-            reply = list_shards(requests.ListShards(stream_name="posts", shard_filter=chosen), call(account))
-            return [int(shard["ShardId"].removeprefix("shardId-")) for shard in reply["Shards"]]
-
-        assert listed(None) == [0, 1, 2, 3, 4]
-        assert listed(requests.ShardFilter("AT_LATEST")) == [2, 4]
+    @pytest.mark.parametrize(("kind", "shard"), [("AFTER_SHARD_ID", None), ("AT_LATEST", FIRST)])
+    def test_a_filter_with_a_shard_that_it_does_not_need_or_without_one_that_it_does(
+        self, kind: Any, shard: str | None
+    ) -> None:
+        """Both are refused."""
+        account, _ = new_stream()
+        with refused("InvalidArgumentException"):
+            list_shards(requests.ListShards(shard_filter=requests.ShardFilter(kind, shard)), call(account))
 
     def test_parents_and_ranges_are_shown(self) -> None:
         """A closed shard has an ending sequence number, a child its parents."""
@@ -172,3 +198,27 @@ class TestDescribing:
             "MaxRecordSizeInKiB": 1024,
             "ChannelCount": 0,
         }
+
+    def test_a_description_shows_a_page_of_shards(self) -> None:
+        """Up to 100 of them, and whether there are more."""
+        account, _ = new_stream(103)
+        pages: list[Any] = []
+        start = None
+        for limit in (1000, 2, 2):
+            request = requests.DescribeStream(limit=limit, exclusive_start_shard_id=start)
+            pages.append(describe_stream(request, call(account))["StreamDescription"])
+            start = pages[-1]["Shards"][-1]["ShardId"]
+        assert [(len(page["Shards"]), page["HasMoreShards"]) for page in pages] == [(100, True), (2, True), (1, False)]
+
+    def test_streams_are_listed_by_name_and_page(self) -> None:
+        """The last name of a page, and its token, lead on to the next one."""
+        account, _ = new_stream()
+        account.create("other", 1, NOW)
+        first = list_streams(requests.ListStreams(limit=1), account, NOW)
+        assert (first["StreamNames"], first["HasMoreStreams"]) == (["other"], True)
+        for request in (
+            requests.ListStreams(next_token=first["NextToken"]),
+            requests.ListStreams(exclusive_start_stream_name="other"),
+        ):
+            last = list_streams(request, account, NOW)
+            assert (last["StreamNames"], last["HasMoreStreams"], "NextToken" in last) == (["posts"], False, False)

@@ -297,12 +297,17 @@ class TestSignature:
 
 class TestState:
     async def test_a_restart_loses_nothing(self, tmp_path: Path) -> None:
-        """Records, shards and iterators outlive the server; numbers go on where they were."""
+        """Streams, records, shards and iterators outlive the server; numbers go on where they were."""
         async with AsyncExitStack() as stack:
-            first = await stack.enter_async_context(LocalKinesis({"posts": 2}, state=tmp_path))
+            first = await stack.enter_async_context(LocalKinesis({"posts": 2}, state=tmp_path, settle_seconds=0))
             client = await stack.enter_async_context(connect(first.url))
             before = await client.put_record(StreamName="posts", Data=b"1", PartitionKey="k", ExplicitHashKey="0")
             await client.update_shard_count(StreamName="posts", TargetShardCount=4, ScalingType="UNIFORM_SCALING")
+            await client.create_stream(StreamName="new", ShardCount=3, MaxRecordSizeInKiB=2048)
+            for _ in range(2):
+                await client.create_stream(StreamName="brief", ShardCount=1)
+                await client.put_record(StreamName="brief", Data=b"1", PartitionKey="k")
+                await client.delete_stream(StreamName="brief")
             reply = await client.get_shard_iterator(StreamName="posts", ShardId=FIRST, ShardIteratorType="TRIM_HORIZON")
         async with AsyncExitStack() as stack:
             second = await stack.enter_async_context(LocalKinesis({"posts": 9}, state=tmp_path))
@@ -313,6 +318,9 @@ class TestState:
             after = await client.put_record(StreamName="posts", Data=b"2", PartitionKey="k", ExplicitHashKey="0")
             assert after["SequenceNumber"] > before["SequenceNumber"]
             assert len(second.stream("posts").map.open) == 4
+            summary = (await client.describe_stream_summary(StreamName="new"))["StreamDescriptionSummary"]
+            assert summary["MaxRecordSizeInKiB"] == 2048
+            assert (await client.list_streams())["StreamNames"] == ["new", "posts"]
 
     async def test_a_directory_in_use_is_refused(self, tmp_path: Path) -> None:
         """Two servers cannot share their state."""

@@ -70,6 +70,14 @@ class TestAdmit:
         shard = new_shard()
         assert [shard.admit(MIB // 4, 0.0) for _ in range(5)] == [True] * 4 + [False]
 
+    def test_a_record_of_more_than_a_mebibyte_waits_for_a_full_tank_and_is_paid_back(self) -> None:
+        """3 MiB pass at once, and the next byte after more than two seconds."""
+        shard = new_shard()
+        assert shard.admit(3 * MIB, 0.0)
+        assert not shard.admit(1, 2.0)
+        assert shard.admit(1, 2.1)
+        assert not shard.admit(3 * MIB, 3.0)
+
     def test_what_is_refused_costs_nothing(self) -> None:
         """A record that does not fit leaves the room to a smaller one."""
         shard = new_shard()
