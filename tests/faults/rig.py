@@ -49,10 +49,10 @@ SHARDS = 16
 # More than the longest wait between two tries that the daemon ever makes.
 PATIENCE_SECONDS = 2000.0
 # One for all, because to make one and to read botocore's models takes long. It knows no file and no machine of AWS.
-_SESSION = AioSession(profile="here")
-_SESSION.set_config_variable("config_file", os.devnull)
-_SESSION.set_config_variable("credentials_file", os.devnull)
-_SESSION.set_credentials("test", "test")
+SESSION = AioSession(profile="here")
+SESSION.set_config_variable("config_file", os.devnull)
+SESSION.set_config_variable("credentials_file", os.devnull)
+SESSION.set_credentials("test", "test")
 
 
 class Rig:
@@ -116,9 +116,9 @@ class Rig:
                 self.x.clock.now,
             )
             self.metrics.read_source = source.figures
-            _SESSION.full_config["profiles"] = {"here": {"services": "here"}}
-            _SESSION.full_config["services"] = {"here": {"kinesis": {"endpoint_url": self._kinesis.url}}}
-            kinesis = await stack.enter_async_context(Kinesis(STREAM, region="us-east-1", session=_SESSION))
+            SESSION.full_config["profiles"] = {"here": {"services": "here"}}
+            SESSION.full_config["services"] = {"here": {"kinesis": {"endpoint_url": self._kinesis.url}}}
+            kinesis = await stack.enter_async_context(Kinesis(STREAM, region="us-east-1", session=SESSION))
             sender = Sender(
                 self._producer,
                 kinesis,

@@ -9,8 +9,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from local.kinesis.faults import DropAnswer, FailRecords, Fault, RequestError, SlowAnswer, ThrottleShard
+from service.core.limits import KIB, MIB
+from service.core.records import DropReason
 from tests.elastic_loop import elastic_time
-from tests.faults.rig import STREAM, Rig, carried
+from tests.faults.rig import SESSION, STREAM, Rig, carried
 
 ANSWERS = [
     "AccessDeniedException",
@@ -82,3 +84,19 @@ async def test_records_that_fail(tmp_path: Path) -> None:
         await rig.until(lambda: errors(rig, "InternalFailure") >= 3)
         await rig.received(100)
     assert rig.result.repeated == 0
+
+
+@elastic_time
+async def test_a_raised_record_limit_is_followed(tmp_path: Path) -> None:
+    """A post of more than 1 MiB is put aside until the stream takes it and the daemon has asked; then it is carried."""
+    async with carried(tmp_path, rate=0.1) as rig:
+        await rig.received(1)
+        rig.x.faults.inject("enlarge", bytes=MIB + 1000)
+        await rig.until(lambda: rig.dropped(DropReason.POST_TOO_LARGE))
+        stream = rig._kinesis.stream(STREAM)
+        async with SESSION.create_client("kinesis", region_name="us-east-1") as client:
+            await client.update_max_record_size(StreamARN=stream.arn, MaxRecordSizeInKiB=2048)
+        await rig.until(lambda: rig._producer._record_limit == 2048 * KIB)
+        rig.x.faults.inject("enlarge", bytes=MIB + 1000)
+        await rig.until(lambda: any(record.size > MIB for shard in stream.map.shards for record in shard.records))
+    assert rig.result.put_aside == {DropReason.POST_TOO_LARGE.value: 1}

@@ -1,25 +1,42 @@
 """All that stands for AWS, as a program."""
 
+import asyncio
 import os
 import socket
 from pathlib import Path
 
-import aiohttp
+import boto3
 import pytest
 
+from local import ACCESS_KEY, REGION, SECRET_KEY
 from local.aws import main
 from local.processes import Process
 
 pytestmark = pytest.mark.integration
 
 
+def first_steps(url: str) -> None:
+    """Do what whoever tries Kinesis does first."""
+    session = boto3.Session(ACCESS_KEY, SECRET_KEY, region_name=REGION)
+    kinesis = session.client("kinesis", endpoint_url=url)
+    assert kinesis.list_streams()["StreamNames"] == ["millrace-EventStream"]
+    kinesis.create_stream(StreamName="mine", ShardCount=1)
+    kinesis.get_waiter("stream_exists").wait(StreamName="mine", WaiterConfig={"Delay": 1})
+    (shard,) = kinesis.describe_stream(StreamName="mine")["StreamDescription"]["Shards"]
+    kinesis.put_record(StreamName="mine", Data=b"hello", PartitionKey="k")
+    start = kinesis.get_shard_iterator(StreamName="mine", ShardId=shard["ShardId"], ShardIteratorType="TRIM_HORIZON")
+    records = kinesis.get_records(ShardIterator=start["ShardIterator"])["Records"]
+    assert [record["Data"] for record in records] == [b"hello"]
+    kinesis.delete_stream(StreamName="mine")
+    kinesis.get_waiter("stream_not_exists").wait(StreamName="mine", WaiterConfig={"Delay": 1})
+
+
 async def test_it_serves_until_sigterm(tmp_path: Path) -> None:
-    """It says where the stream is when all can be used, and ends well."""
+    """It says where the stream is when all can be used, AWS's own client works with it, and it ends well."""
     ports = ("--kinesis-port", "0", "--dynamodb-port", "0", "--port", "0")
     program = Process("aws", ["local", "aws", "--directory", str(tmp_path / "aws"), *ports], os.environ, tmp_path)
     url = await program.start()
-    async with aiohttp.ClientSession(raise_for_status=True) as http, http.get(f"{url}/admin/stats") as answer:
-        assert list((await answer.json())["streams"]) == ["millrace-EventStream"]
+    await asyncio.to_thread(first_steps, url)
     assert await program.stop() == 0
     assert program.said() == []
 
