@@ -79,8 +79,10 @@ class Daemon:
         registry = new_registry()
         self._metrics = Metrics(registry)
         self._health = Health(["stream", "kinesis", "buffer"])
-        self._letters = DeadLetters(settings.journal, time.time)
         self._journal: Journal | None = None
+        self._letters = DeadLetters(
+            settings.journal, time.time, lambda: self._journal is not None and self._journal.hangs
+        )
         self._source: Source | None = None
         self._producer = Producer(
             aggregate=settings.aggregation == "kpl",

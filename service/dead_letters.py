@@ -5,10 +5,11 @@ What can never be delivered is kept here: JSON lines in a file beside the journa
 
 `line` is the text of the line; bytes that are no UTF-8 stand in `base64` instead. The file is bounded: at
 `FILE_BYTES` it becomes `dead-letters.1.jsonl`, in place of the one before. A disk that does not take it costs the
-bytes, never the daemon: the counters have counted the post already.
+bytes, never the daemon: the counters have counted the post already. One that hangs is not even asked.
 """
 
 import base64
+import errno
 from collections.abc import Callable, Collection, Iterator
 from datetime import UTC, datetime
 from os import SEEK_END
@@ -34,11 +35,15 @@ class DeadLetters:
     Args:
         directory: where it lies; None keeps nothing.
         clock: the time of day, in seconds since 1970.
+        hangs: whether the disk does not answer; whoever asked it would wait as long.
     """
 
-    def __init__(self, directory: Path | None, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, directory: Path | None, clock: Callable[[], float], hangs: Callable[[], bool] = lambda: False
+    ) -> None:
         self._path = directory / FILE_NAME if directory else None
         self._clock = clock
+        self._hangs = hangs
 
     def read(self, reasons: Collection[str] = ()) -> Iterator[bytes]:
         """
@@ -71,6 +76,8 @@ class DeadLetters:
         except UnicodeDecodeError:
             letter["base64"] = base64.b64encode(line).decode()
         try:
+            if self._hangs():
+                raise TimeoutError(errno.ETIMEDOUT, "the disk does not answer")
             self._path.parent.mkdir(parents=True, exist_ok=True)
             if self._path.exists() and self._path.stat().st_size > FILE_BYTES:
                 self._path.replace(self._path.with_suffix(".1.jsonl"))

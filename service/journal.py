@@ -39,6 +39,7 @@ BEAT_SECONDS = 0.03
 # Everything else is counted in beats. A write that takes longer (2 s) is a failure that the operator should see.
 STALL_BEATS = 66
 STALL_SECONDS = STALL_BEATS * BEAT_SECONDS
+STALLED = f"the disk has not answered for {STALL_SECONDS:.0f} s"
 # The first pause after a failure (0.1 s), and the longest (5 s); it doubles in between.
 RETRY_BEATS = (4, 166)
 
@@ -126,6 +127,11 @@ class Journal:
         """What is wrong with the disk, in one line; empty if nothing is."""
         return next(iter(self._troubles.values()), "")
 
+    @property
+    def hangs(self) -> bool:
+        """Whether the disk has been asked, and does not answer."""
+        return STALLED in self._troubles.values()
+
     def keeps(self, position: int) -> bool:
         """Whether this post, taken and not confirmed, is in the file, so that the next run will have it."""
         return self._chunks.keeps(position)
@@ -176,7 +182,7 @@ class Journal:
         while writing := self._writing or self._write(everything=True):
             await asyncio.wait([writing], timeout=STALL_SECONDS)
             if not writing.done():
-                self._stall("write")
+                self._note_trouble("write", STALLED)
                 return
             if self.trouble and writing is not under_way:
                 return
@@ -199,7 +205,7 @@ class Journal:
                 async with asyncio.timeout(STALL_SECONDS):
                     await self._run(self._file.close)
             except TimeoutError:
-                self._stall("close")
+                self._note_trouble("close", STALLED)
         self._thread.shutdown(wait=False)
 
     # The beat
@@ -217,7 +223,7 @@ class Journal:
         else:
             self._overdue = True
             if self._beats - self._writing_since > STALL_BEATS:
-                self._stall("write")
+                self._note_trouble("write", STALLED)
         if self._writing or not self._chunks.is_settled:
             self._arm()
 
@@ -260,9 +266,6 @@ class Journal:
         self._pause = min(longest, self._pause * 2) or first
         self._retry_at = self._beats + self._pause
         self._note_trouble(what, f"{type(error).__name__}: {error}")
-
-    def _stall(self, what: str) -> None:
-        self._note_trouble(what, f"the disk has not answered for {STALL_SECONDS:.0f} s")
 
     def _note_trouble(self, what: str, detail: str) -> None:
         if what not in self._troubles:

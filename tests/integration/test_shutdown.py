@@ -134,4 +134,5 @@ async def test_a_disk_that_hangs_does_not_keep_it_from_ending(
     assert said["journal_failed"]["operation"] == operation
     assert said["journal_failed"]["error"] == "the disk has not answered for 2 s"
     assert said[end]["posts"] == 1
+    assert ("dead_letter_lost" in said) == ("posts_dropped" in said)
     assert said["stopped"]["dropped"] == said.get("posts_dropped", {"posts": 0})["posts"]

@@ -102,6 +102,17 @@ def test_a_full_disk_costs_a_log_line(tmp_path: Path) -> None:
     assert "the text of a post" not in str(line)
 
 
+def test_a_disk_that_hangs_is_not_asked(tmp_path: Path) -> None:
+    """It would hold the daemon; the letter costs a log line, and the next one is kept as soon as the disk answers."""
+    answers = [True, False]
+    kept = DeadLetters(tmp_path, lambda: NOW, lambda: answers.pop(0))
+    with capture_logs() as logs:
+        kept.add(b"lost", DropReason.DISK_FAILED)
+        kept.add(b"kept", DropReason.DISK_FAILED)
+    assert [(line["event"], line["error"]) for line in logs] == [("dead_letter_lost", "the disk does not answer")]
+    assert list(kept.read()) == [b"kept"]
+
+
 def test_the_lines_can_be_read_back(tmp_path: Path) -> None:
     """Oldest first, over both files, byte for byte as they came."""
     lines = [b"oldest", '日本語 \\ "\u2028'.encode(), bytes(range(256))]

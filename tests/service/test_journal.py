@@ -371,10 +371,10 @@ class TestFailingDisk:
                 await beat(journal, 70)
             assert references + 1 == sys.getrefcount(line)
             assert events(logs, "error") == ["journal_failed"]
-            assert "has not answered" in journal.trouble
+            assert (journal.hangs, journal.trouble) == (True, "the disk has not answered for 2 s")
             disk.gate.set()
             await journal.flush()
-            assert not journal.trouble
+            assert (journal.hangs, journal.trouble) == (False, "")
         async with opened(tmp_path) as journal:
             assert [b"hangs", line] == [line for _, line in await read_all(journal)]
 
