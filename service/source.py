@@ -122,6 +122,7 @@ class Source:
             path=self._kind.path + partition,
             parameters=self._settings.parameters(),
             slot=self._connections,
+            on_no_rules=self._restore_rules,
         )
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._stream.run())
@@ -138,8 +139,8 @@ class Source:
         """Read the rules again, and apply them."""
         if not self._settings.rules:
             log.info("nothing_to_reload", way_out="rules come from MILLRACE_RULES_FILE or MILLRACE_RULES")
-        elif self._keeper is not None:
-            self._keeper.reload()
+        else:
+            self._restore_rules()
 
     # Posts
 
@@ -227,6 +228,11 @@ class Source:
         except OSError:
             return None
         return seen.st_mtime_ns, seen.st_ino, seen.st_size
+
+    def _restore_rules(self) -> None:
+        """Make the wanted rules X's again: somebody else has deleted them."""
+        if self._keeper is not None:
+            self._keeper.reload()
 
     def _rules_changed(self) -> None:
         assert self._stream is not None

@@ -109,6 +109,7 @@ class Stream:
         path: of the stream, with what query tweepy does not know, such as `partition`.
         parameters: of the query, by the names that tweepy's `filter` has for them.
         slot: frees the slot of a connection that X still counts; None leaves it to time.
+        on_no_rules: called whenever X refuses to connect for want of rules.
         stall_seconds: so long without a byte, not even a keep-alive, and the connection counts as dead.
     """
 
@@ -125,6 +126,7 @@ class Stream:
         path: str,
         parameters: Mapping[str, Sequence[str]],
         slot: Slot | None = None,
+        on_no_rules: Callable[[], None] = lambda: None,
         stall_seconds: float = STALL_SECONDS,
     ) -> None:
         self._url = url.rstrip("/") + path
@@ -136,6 +138,7 @@ class Stream:
         self._clock = clock
         self._parameters = {name: list(values) for name, values in parameters.items() if values}
         self._slot = slot
+        self._on_no_rules = on_no_rules
         self._stall_seconds = stall_seconds
         self._last_error = b""
         self._doubts_backfill = False
@@ -152,6 +155,8 @@ class Stream:
             self._observer.disconnected(verdict.reason, verdict.detail, verdict.delay, verdict.healable)
             self._waiting_for = verdict.reason
             self._called.clear()
+            if verdict.reason is Reason.NO_RULES:
+                self._on_no_rules()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(verdict.delay):
                     await self._called.wait()

@@ -242,6 +242,21 @@ async def test_new_rules_are_applied_without_a_new_connection(tmp_path: Path) ->
 
 
 @elastic_time
+async def test_rules_that_somebody_else_has_deleted_come_back(tmp_path: Path) -> None:
+    """As soon as X refuses to connect for want of them: those of MILLRACE_RULES, without a signal or a restart."""
+    async with x_api() as x:
+        rig = Rig(x, tmp_path)
+        async with rig.running():
+            await until(lambda: rig.health.is_ready)
+            x.rules.change({"delete": {"values": ["coffee"]}}, dry_run=False, delete_all=False)
+            x.faults.inject(Ending.FIN)
+            await until(lambda: rig.value("stream_reconnects_total", reason="no_rules"))
+            await until(lambda: rig.health.is_ready)
+        assert rig.value("stream_reconnects_total", reason="no_rules") == 1
+    assert [rule["value"] for rule in rules_of(x)] == ["coffee"]
+
+
+@elastic_time
 async def test_rules_that_x_refuses_later_do_not_end_it(tmp_path: Path) -> None:
     """The log has X's words, and the stream goes on."""
     file = tmp_path / "rules.yaml"
