@@ -152,7 +152,7 @@ class Console:
         # Beside the function's quarantine, in the same place, lies what Lambda gave up.
         place = self._options.place or self._environ.get("QUARANTINE", "").rstrip("/").removesuffix("/quarantine")
         if not place:
-            raise SettingsError("no place is named: name a bucket as s3://NAME or a directory, or set QUARANTINE")
+            raise SettingsError("no place is named: use --stack, name s3://BUCKET or a directory, or set QUARANTINE")
         location = location_of(self._environ, "s3")
         failures = store_at(place, lambda: self._open(connect_bucket(**location)))
         counts: Counter[str] = Counter()

@@ -26,6 +26,7 @@ UNUSABLE = {
     "NoCredentialsError": "there are no credentials; set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
     "NoRegionError": "there is no region; set AWS_REGION",
 }
+UNUSABLE["PartialCredentialsError"] = UNUSABLE["NoCredentialsError"]  # one half of the key is not set
 ALIVE = "(attribute_not_exists(ExpiresAt) OR ExpiresAt > :now)"
 
 

@@ -28,7 +28,7 @@ from service.core.posts import PostReader
 from service.core.producer import POSTS_PART, Producer
 from service.core.records import DropReason, Outcome
 from service.dead_letters import DeadLetters
-from service.intake import Intake
+from service.intake import NO_ROOM, Intake
 from service.journal import Journal
 from service.journal_file import JournalError, JournalFile
 from service.kinesis import Kinesis, KinesisError
@@ -44,9 +44,6 @@ PROGRESS_SECONDS = 10.0
 FULL = 0.95
 # How often it looks whether the journal and the memory are well.
 LOOK_SECONDS = 1.0
-
-# A post that was dropped for one of these may come again, by backfill.
-NO_ROOM = {DropReason.MEMORY_FULL, DropReason.JOURNAL_FULL, DropReason.DISK_FAILED}
 
 # OpenTelemetry's own; one of them says that traces are wanted.
 TRACE_SETTINGS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")

@@ -65,7 +65,7 @@ def plain(error: BaseException) -> str:
     """Say in a few words why there is no answer, or no whole one; no line breaks."""
     match error:
         case TimeoutError():
-            return "no answer in time"
+            return "it took too long"
         case aiohttp.ClientConnectorDNSError():
             return f"there is no address for {error.host}"
         case aiohttp.ClientConnectorCertificateError():

@@ -23,6 +23,12 @@ from service.core.records import DropReason, Outcome, Post
 
 # From disk to memory at once: some tenths of a second of posts, and little against the memory limit.
 READ_BYTES = MIB
+# A post that was dropped for one of these may come again, by backfill.
+NO_ROOM = {
+    DropReason.MEMORY_FULL: "MILLRACE_MEMORY_LIMIT is reached, and MILLRACE_JOURNAL is off",
+    DropReason.JOURNAL_FULL: "MILLRACE_JOURNAL_LIMIT is reached: Kinesis takes less than comes",
+    DropReason.DISK_FAILED: "the disk of MILLRACE_JOURNAL fails, and memory is full",
+}
 
 log = structlog.get_logger()
 
@@ -167,7 +173,7 @@ class Intake:
         elif isinstance(taken, range):
             self._note_backlog()
         else:
-            self._on_outcomes([Outcome(posts, taken, 0)])
+            self._on_outcomes([Outcome(posts, taken, 0, message=NO_ROOM[taken])])
 
     def _take_back(self, rows: list[tuple[int, bytes]]) -> None:
         positions = [position for position, _ in rows]

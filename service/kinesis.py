@@ -344,7 +344,7 @@ class Kinesis:
                 kind, text = FailureKind.UNKNOWN, f"{self._host} was not done after {self._request_timeout:g} s"
             case _:
                 # A time-out while reading, a connection lost after sending, half an answer.
-                kind, text = FailureKind.UNKNOWN, f"No answer from {self._host}: {reason}"
+                kind, text = FailureKind.UNKNOWN, f"No answer from {self._host}: {reason}; {way_out}"
         return RequestFailure(kind, type(error).__name__, text)
 
 
@@ -358,7 +358,7 @@ def _setting(error: Exception) -> str:
     """Tell which setting keeps requests from being made at all."""
     match error:
         case NoRegionError():
-            return "No AWS region: set AWS_REGION"
+            return "No AWS region: set AWS_REGION, or give MILLRACE_STREAM as an ARN"
         case NoCredentialsError() | PartialCredentialsError():
             way_out = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or run under a role"
             return f"No AWS credentials in any place where botocore looks: {way_out}"

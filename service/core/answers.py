@@ -136,7 +136,7 @@ def refusal(
             kind, text = FailureKind.UNKNOWN, f"{host} failed ({said})"
         case _:
             # Turned away for a reason never seen: wait for an operator, because REFUSED would drop posts.
-            kind, text = FailureKind.DENIED, f"{host} turns the request away ({said}): is it Kinesis?"
+            kind, text = FailureKind.DENIED, f"{host} turns the request away ({said}): check AWS_ENDPOINT_URL_KINESIS"
     return RequestFailure(kind, code, text)
 
 

@@ -161,7 +161,7 @@ class Outcome(NamedTuple):
         reason: why they were dropped; None for delivered.
         attempts: how often their record was sent.
         repeated: the answer to an earlier attempt was lost, so that Kinesis may hold them twice.
-        message: what Kinesis said, for a drop.
+        message: of a drop: what Kinesis said, or which limit was reached.
     """
 
     posts: Sequence[Post]

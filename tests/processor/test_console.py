@@ -178,7 +178,7 @@ def test_the_settings_may_be_those_of_a_stack(aws: Aws, console: Console) -> Non
         (["latest"], {"TABLE": ""}, "no table is named: use --stack or --table, or set TABLE"),
         (["latest"], {"TABLE": "elsewhere"}, "table elsewhere: there is no such table"),
         (["latest"], {"TIME_SHARDS": "x"}, "TIME_SHARDS is 'x'"),
-        (["redrive"], {}, "no place is named: name a bucket as s3://NAME"),
+        (["redrive"], {}, "no place is named: use --stack, name s3://BUCKET"),
         (["redrive", "/nowhere/at/all"], {}, "there is no directory /nowhere/at/all"),
         (["delete", "1", "deleted#2"], {}, "'deleted#2' is no id of a post, and nothing was deleted"),
         (["delete", ""], {}, "'' is no id of a post"),

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from botocore.exceptions import EndpointConnectionError, NoCredentialsError, NoRegionError
+from botocore.exceptions import EndpointConnectionError, NoCredentialsError, NoRegionError, PartialCredentialsError
 
 from processor.dynamodb import connect
 from processor.items import Item, Shape, item_of
@@ -99,6 +99,7 @@ def test_a_missing_table_is_told_in_one_line(aws: Aws) -> None:
         (NoRegionError(), "set AWS_REGION"),
         (EndpointConnectionError(endpoint_url="http://127.0.0.1:1"), "nothing answers there"),
         (NoCredentialsError(), "AWS_PROFILE"),
+        (PartialCredentialsError(provider="explicit", cred_var="aws_access_key_id"), "AWS_PROFILE"),
     ],
 )
 def test_what_boto3_finds_out_by_itself_is_told_with_the_way_out(error: Exception, words: str) -> None:

@@ -51,7 +51,7 @@ async def stop_half_way(connection: Connection) -> None:
     [
         (hang_up, LONG, "the server hung up"),
         (reset, LONG, "Connection reset by peer"),
-        (fall_silent, SHORT, "no answer in time"),
+        (fall_silent, SHORT, "it took too long"),
         (stop_half_way, LONG, "the answer is cut short or damaged"),
     ],
 )

@@ -216,6 +216,7 @@ class TestInMemory:
         assert lines(1, 2) == rig.offered()
         assert {post.position for post in rig.memory.offered} == {-1}
         assert [(line(3), DropReason.MEMORY_FULL)] == rig.dropped()
+        assert "MILLRACE_MEMORY_LIMIT" in rig.outcomes[0].message
 
 
 class TestSift:
@@ -351,6 +352,7 @@ class TestFullDisk:
             await a_while()
             assert [(line(3), DropReason.JOURNAL_FULL), (line(4), DropReason.JOURNAL_FULL)] == rig.dropped()
             assert {outcome.attempts for outcome in rig.outcomes} == {0}
+            assert "MILLRACE_JOURNAL_LIMIT" in rig.outcomes[0].message
             rig.deliver()
             await a_while()
         assert lines(1, 2) == rig.offered()
