@@ -196,7 +196,7 @@ class Board:
             shards=len(look.inside.shards),
             dropped={reason: dropped[reason.value] for reason in DropReason if reason.value in dropped},
             silence=look.at - look.received_at if look.received_at else None,
-            retry_in=max(0.0, look.retry_at - look.at) if look.retry_at else None,
+            retry_in=look.retry_at - look.at if look.retry_at else None,
         )
 
     def _fill_cells(self, look: Look) -> None:

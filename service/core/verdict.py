@@ -35,7 +35,7 @@ class View(NamedTuple):
         throttled: shards that throttled lately, of `shards`.
         dropped: posts that were lately dropped, by reason.
         silence: seconds since the last post; None if none has come.
-        retry_in: seconds until the source is tried again; None if that is not planned.
+        retry_in: seconds until the source is tried again, 0 or less for now; None if that is not planned.
     """
 
     checks: Mapping[str, Check]

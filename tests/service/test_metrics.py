@@ -269,6 +269,7 @@ class TestSource:
         metrics.received(1, 10)
         wall.now = 111
         metrics.outcomes([Outcome(posts(1))], 1.0)
+        assert moments() == [110, 111, 110, 0]
         wall.now = 120
         metrics.keep_alive()
         assert moments() == [110, 111, 120, 0]

@@ -117,4 +117,5 @@ def test_lanes_without_a_shard_are_one() -> None:
     lanes = Lanes()
     lanes.redraw([piece._replace(shard_id="") for piece in cut("lane-0", "lane-1")], 0.0)
     lanes.put_in_front([post(0), post(1)], doubtful=False)
-    assert lanes.states(2.0) == [ShardState("any", 1.0, 2, 2.0)]
+    lanes.open[0].pace.throttled(2.0)
+    assert lanes.states(2.0) == [ShardState("any", DECREASE, 2, 2.0)]
