@@ -19,6 +19,7 @@ import pytest
 from aiobotocore.config import AioConfig
 from aiobotocore.credentials import (
     AioCredentialResolver,
+    AioEnvProvider,
     AioRefreshableCredentials,
 )
 from aiobotocore.session import AioSession
@@ -26,6 +27,8 @@ from aiohttp import web
 from botocore.configprovider import ConstantProvider
 
 from bench.tls import make_certificate
+from service import __version__
+from service.core.in_flight import LARGEST_WINDOW
 from service.core.records import (
     FailureKind,
     KinesisRecord,
@@ -253,6 +256,7 @@ class TestPut:
             assert theirs.headers[name] == mine.headers[name]
         assert mine.headers["content-length"] == str(len(mine.raw))
         assert "transfer-encoding" not in mine.headers
+        assert f"millrace/{__version__}" in mine.headers["user-agent"]
         assert signature_is_right(mine)
         assert signature_is_right(theirs)  # the check itself is right
 
@@ -285,9 +289,11 @@ class TestPut:
     async def test_region_of_environment(self, server: Server, session_at: Callable[..., AioSession]) -> None:
         """AWS_REGION, handed in, goes before what botocore itself would take."""
         server.tell(stored())
-        async with Kinesis("tweets", region="ap-northeast-1", session=session_at(server.url)) as kinesis:
+        session = session_at(server.url)
+        async with Kinesis("tweets", region="ap-northeast-1", session=session) as kinesis:
             await kinesis.put([record()])
         assert "/ap-northeast-1/kinesis/" in server.seen[0].headers["authorization"]
+        assert session.instance_variables()["region"] == "ap-northeast-1", "for those who hand out credentials"
 
     async def test_largest_request(self, server: Server, kinesis: Kinesis) -> None:
         """A request of nearly 10 MiB arrives whole, and its body is signed."""
@@ -450,6 +456,17 @@ class TestOnTheWay:
         )
         assert len(server.seen) == 1
 
+    async def test_a_full_window(self, server: Server, kinesis: Kinesis) -> None:
+        """As many requests as may be under way are sent at once: none waits for a connection."""
+        server.tell(Silence())
+        requests = [asyncio.create_task(kinesis.put([record()])) for _ in range(LARGEST_WINDOW)]
+        async with asyncio.timeout(5):
+            while len(server.seen) < LARGEST_WINDOW:
+                server.arrived.clear()
+                await server.arrived.wait()
+        for request in requests:
+            request.cancel()
+
     async def test_peer_stops_reading(self, session_at: Callable[..., AioSession]) -> None:
         """A peer that takes a part of the request and no more does not hold it for ever."""
         with socket.socket() as deaf:
@@ -580,10 +597,12 @@ class TestFacts:
 
 
 class TestProbe:
-    @pytest.fixture
-    async def behind_proxy(self, server: Server, session_at: Callable[..., AioSession]) -> AsyncIterator[Kinesis]:
+    @pytest.fixture(params=["amazonaws.com", "api.aws"])
+    async def behind_proxy(
+        self, server: Server, session_at: Callable[..., AioSession], request: pytest.FixtureRequest
+    ) -> AsyncIterator[Kinesis]:
         """Talk to a host of AWS, by plain HTTP, so that the proxy (our server) sees the request itself."""
-        session = session_at(f"http://kinesis.{REGION}.amazonaws.com")
+        session = session_at(f"http://kinesis.{REGION}.{request.param}")
         session.set_default_client_config(AioConfig(proxies={"http": server.url}))
         async with Kinesis("tweets", session=session) as made:
             yield made
@@ -594,7 +613,7 @@ class TestProbe:
         server.tell(error(code))
         assert await behind_proxy.probe()
         (seen,) = server.seen
-        assert seen.url.startswith(f"http://kinesis.{REGION}.amazonaws.com")
+        assert seen.url.startswith(behind_proxy.url)
         assert seen.document["DryRun"] is True
         (entry,) = seen.document["Records"]
         assert int(entry["ExplicitHashKey"]) == 2**128
@@ -605,11 +624,12 @@ class TestProbe:
         with pytest.raises(KinesisError, match="kinesis:PutRecords"):
             await behind_proxy.probe()
 
-    async def test_custom_endpoint(self, server: Server, kinesis: Kinesis) -> None:
-        """A stand-in, which may take a dry run for a real request, is not probed."""
-        server.tell(stored())
-        assert kinesis.url == server.url
-        assert not await kinesis.probe()
+    async def test_custom_endpoint(self, server: Server, session_at: Callable[..., AioSession]) -> None:
+        """A stand-in, which may take a dry run for a real request, is not probed; nobody is told a user of its URL."""
+        session = session_at(server.url.replace("://", "://user:word@"))
+        async with Kinesis("tweets", session=session) as kinesis:
+            assert kinesis.url == server.url
+            assert not await kinesis.probe()
         assert not server.seen
 
 
@@ -629,11 +649,14 @@ class TestStart:
         for session in (session_at(region=None), session_at(server.url, region=None)):
             assert await self.fault_of(session) == "No AWS region: set AWS_REGION, or give MILLRACE_STREAM as an ARN"
 
-    async def test_no_credentials(self, server: Server, session_at: Callable[..., AioSession]) -> None:
-        """Missing credentials are told with the ways to give them."""
+    @pytest.mark.parametrize("providers", [[], [AioEnvProvider({"AWS_ACCESS_KEY_ID": KEY_ID})]])
+    async def test_no_credentials(
+        self, server: Server, session_at: Callable[..., AioSession], providers: list[AioEnvProvider]
+    ) -> None:
+        """Missing credentials, or one half of them, are told with the ways to give them."""
         session = session_at(server.url)
         session._credentials = None
-        session.register_component("credential_provider", AioCredentialResolver([]))
+        session.register_component("credential_provider", AioCredentialResolver(providers))
         fault = await self.fault_of(session)
         assert "No AWS credentials" in fault
         assert "AWS_ACCESS_KEY_ID" in fault
