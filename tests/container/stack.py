@@ -38,9 +38,9 @@ def run(*command: str, timeout: float = 300) -> str:
     return result.stdout
 
 
-def docker(*arguments: str, timeout: float = 300) -> str:
+def docker(*arguments: str) -> str:
     """Run docker."""
-    return run("docker", *arguments, timeout=timeout).strip()
+    return run("docker", *arguments, timeout=300).strip()
 
 
 def inspect(name: str) -> dict[str, Any]:

@@ -118,11 +118,11 @@ def event_of(*records: bytes) -> dict[str, Any]:
     }
 
 
-def for_moto(document: Mapping[str, Any] = DOCUMENT) -> dict[str, Any]:
+def for_moto() -> dict[str, Any]:
     """Return the template without what moto cannot make, and without what refers to that."""
-    missing = {name for name, resource in document["Resources"].items() if resource["Type"] in NOT_IN_MOTO}
+    missing = {name for name, resource in DOCUMENT["Resources"].items() if resource["Type"] in NOT_IN_MOTO}
     kept: dict[str, Any] = {}
-    for name, resource in document["Resources"].items():
+    for name, resource in DOCUMENT["Resources"].items():
         if name not in missing:
             kept[name] = {key: value for key, value in resource.items() if key != "DependsOn"}
             kept[name]["Properties"] = _without(resource.get("Properties", {}), missing)
@@ -135,8 +135,8 @@ def for_moto(document: Mapping[str, Any] = DOCUMENT) -> dict[str, Any]:
             variables[name] = {"Fn::Sub": f"${{{value['Ref']}}}"}
     # CloudFormation makes a truth value of the text "false", and moto takes it for true.
     kept["EventDataTable"]["Properties"]["DeletionProtectionEnabled"] = False
-    outputs = {name: output for name, output in document["Outputs"].items() if not references(output) & missing}
-    return {**document, "Resources": kept, "Outputs": outputs}
+    outputs = {name: output for name, output in DOCUMENT["Outputs"].items() if not references(output) & missing}
+    return {**DOCUMENT, "Resources": kept, "Outputs": outputs}
 
 
 def _without(node: Any, missing: set[str]) -> Any:

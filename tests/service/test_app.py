@@ -207,7 +207,13 @@ async def test_secrets() -> None:
 
 @pytest.mark.parametrize(
     ("reason", "comes_again"),
-    [(DropReason.MEMORY_FULL, True), (DropReason.JOURNAL_FULL, True), (DropReason.REFUSED, False), (None, False)],
+    [
+        (DropReason.MEMORY_FULL, True),
+        (DropReason.JOURNAL_FULL, True),
+        (DropReason.DISK_FAILED, True),
+        (DropReason.REFUSED, False),
+        (None, False),
+    ],
 )
 async def test_what_had_no_room_may_come_again(reason: DropReason | None, comes_again: bool) -> None:
     """A backfill may bring it back; what was delivered, or can never be, is left out as a repeat."""

@@ -102,10 +102,10 @@ def take(journal: Journal, lines: Sequence[bytes], *, in_memory: bool) -> range:
     return positions
 
 
-async def read_all(journal: Journal, limit: int = MIB) -> list[tuple[int, bytes]]:
+async def read_all(journal: Journal) -> list[tuple[int, bytes]]:
     """Read the whole backlog, in steps."""
     posts = []
-    while some := await journal.read(limit):
+    while some := await journal.read(MIB):
         posts += some
     assert journal.backlog == 0
     return posts

@@ -677,13 +677,12 @@ async def test_a_bad_request_is_not_blamed_on_backfill() -> None:
 
 
 class FakeSlot:
-    """Writes down what it is asked, and frees the slot if it can."""
+    """Writes down what it is asked, and frees the slot."""
 
-    def __init__(self, frees: bool = True) -> None:
+    def __init__(self) -> None:
         self.learnt: list[float] = []
         self.asked = asyncio.Event()
         self.freed = 0
-        self._frees = frees
 
     async def learn(self, connected_at: float, token: str) -> None:
         assert token == TOKEN
@@ -694,7 +693,7 @@ class FakeSlot:
     async def free(self, token: str) -> bool:
         assert token == TOKEN
         self.freed += 1
-        return self._frees
+        return True
 
 
 CROWDED = refuses(429, b'{"title":"x","connection_issue":"TooManyConnections"}')

@@ -2,9 +2,9 @@ from local.posts import Post
 from local.x_api.archive import KEPT_SECONDS, Archive, Kept
 
 
-def kept(at: float, size: int = 10) -> Kept:
+def kept(at: float) -> Kept:
     """Make a post that fell due at a moment."""
-    return Kept(at, Post(str(int(at)), "author", b"x" * size, 0, None), b"")
+    return Kept(at, Post(str(int(at)), "author", b"x" * 10, 0, None), b"")
 
 
 def test_a_range_comes_back_oldest_first() -> None:

@@ -31,9 +31,9 @@ POST = {
 BARE = {"data": {"id": "1", "text": "only #text $CASH and @someone here"}}
 
 
-def matches(value: str, post: dict[str, Any] = POST, post_id: str = "100") -> bool:
+def matches(value: str, post: dict[str, Any] = POST) -> bool:
     """Say whether a rule matches a post."""
-    return Rule(value, None, "1").matches(Traits(post), post_id)
+    return Rule(value, None, "1").matches(Traits(post), "100")
 
 
 @pytest.mark.parametrize(
