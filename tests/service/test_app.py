@@ -85,10 +85,14 @@ class TestRun:
         async with kinesis(), piped() as (reading, writing), asyncio.timeout(30):
             os.write(writing, POSTS)
             os.close(writing)
-            await daemon_of(reading, SOURCE="stdin").run()
+            daemon = daemon_of(reading, SOURCE="stdin", SHOW_POSTS="on")
+            await daemon.run()
         events = said()
         assert list(events) == ["shards_listed", "started", "draining", "stopped"]
         assert (events["stopped"]["received"], events["stopped"]["delivered"]) == (3, 3)
+        assert daemon._health.checks["stream"].reason == "the source is closed"
+        page = json.dumps(daemon._board.frame(daemon._metrics.look()))
+        assert all(word in page for word in ('"state": "draining"', '"mode": "PROVISIONED"', '"id": "2"'))
 
     async def test_from_x(self, said: Said) -> None:
         """It tells how it is while it runs, reads the rules again on SIGHUP, and drains on SIGTERM."""
@@ -105,6 +109,14 @@ class TestRun:
         assert status["source"]["connected"]
         totals = said()["stopped"]
         assert totals["received"] == totals["delivered"] + totals["duplicate"]
+
+    async def test_records_that_may_not_be_put(self) -> None:
+        """A host of AWS is asked before anything is read: what it has against the question is told at once."""
+        async with kinesis() as running:
+            os.environ |= {"AWS_ENDPOINT_URL_KINESIS": "http://kinesis.us-east-1.amazonaws.com"}
+            os.environ |= {"HTTP_PROXY": running.url, "NO_PROXY": ""}
+            with pytest.raises(StartError, match="DryRun"):
+                await daemon_of(SOURCE="stdin").run()
 
     async def test_rules_that_x_refuses(self) -> None:
         """It does not start, and says what X said."""
