@@ -88,20 +88,14 @@ class Dynamo:
         endpoint: where to ask.
         credentials: called for each request, since they may run out.
         context: of TLS; may be None where there is none.
-        now: the time that is signed.
     """
 
     def __init__(
-        self,
-        endpoint: Endpoint,
-        credentials: Callable[[], Credentials],
-        context: ssl.SSLContext | None,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        self, endpoint: Endpoint, credentials: Callable[[], Credentials], context: ssl.SSLContext | None
     ) -> None:
         self._endpoint = endpoint
         self._credentials = credentials
         self._context = context
-        self._now = now
         self._mine = threading.local()
         self._all: list[_Connection] = []
 
@@ -113,7 +107,7 @@ class Dynamo:
             ApiError: DynamoDB refuses.
             NoAnswerError: no answer came, or one that is not DynamoDB's.
         """
-        headers = signed_headers(self._endpoint, operation, body, self._credentials(), self._now())
+        headers = signed_headers(self._endpoint, operation, body, self._credentials(), datetime.now(UTC))
         status, content = self._post(body, headers)
         try:
             answer = json.loads(content)
