@@ -36,7 +36,6 @@ class _Entry(msgspec.Struct, rename="pascal", gc=False):
     shard_id: str | None = None
     sequence_number: str | None = None
     error_code: str | None = None
-    error_message: str | None = None
 
 
 class _PutRecordsOutput(msgspec.Struct, rename="pascal"):
@@ -68,7 +67,7 @@ def results(content: bytes, count: int, host: str) -> list[RecordResult] | Reque
     if len(entries) != count or not all(e.error_code or (e.shard_id and e.sequence_number) for e in entries):
         message = f"{host} does not say what became of each of {count} records"
         return RequestFailure(FailureKind.UNKNOWN, "UnreadableAnswer", message)
-    return [RecordResult(e.shard_id, e.sequence_number, e.error_code, e.error_message) for e in entries]
+    return [RecordResult(e.shard_id, e.sequence_number, e.error_code) for e in entries]
 
 
 def refusal(

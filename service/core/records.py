@@ -132,7 +132,6 @@ class RecordResult(NamedTuple):
     shard_id: str | None = None
     sequence_number: str | None = None
     error_code: str | None = None
-    error_message: str | None = None
 
 
 class FailureKind(Enum):

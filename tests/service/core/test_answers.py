@@ -33,7 +33,7 @@ class TestResults:
         answer = json.dumps({"FailedRecordCount": 1, "EncryptionType": "KMS", "Records": [good, throttle]}).encode()
         assert results(answer, 2, HOST) == [
             RecordResult("shardId-000000000003", "49601"),
-            RecordResult(None, None, "ProvisionedThroughputExceededException", "Rate exceeded"),
+            RecordResult(None, None, "ProvisionedThroughputExceededException"),
         ]
 
     @pytest.mark.parametrize(

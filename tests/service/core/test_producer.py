@@ -42,8 +42,8 @@ from service.core.records import (
 from service.core.shard_map import NAME_BYTES, hash_key
 from tests.service.chance import Longest
 
-THROTTLED = RecordResult(error_code="ProvisionedThroughputExceededException", error_message="slow down")
-FAILED = RecordResult(error_code="InternalFailure", error_message="sorry")
+THROTTLED = RecordResult(error_code="ProvisionedThroughputExceededException")
+FAILED = RecordResult(error_code="InternalFailure")
 NEVER = float("inf")
 
 
