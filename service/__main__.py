@@ -86,6 +86,10 @@ def _ask(settings: Settings, environ: Mapping[str, str], options: argparse.Names
             return 0
         case "health":
             return _health(settings)
+        case "letters" | "gaps" if settings.journal and not os.access(settings.journal, os.R_OK):
+            way_out = "name the directory of the daemon, as its user"
+            print(f"MILLRACE_JOURNAL: {settings.journal} cannot be read; {way_out}", file=sys.stderr)
+            return 1
         case "letters":
             return _letters(settings, options.reason)
 

@@ -233,10 +233,21 @@ def test_a_reader_that_has_enough(tmp_path: Path, command: str) -> None:
 
 
 def test_letters_where_there_are_none(millrace: Command, tmp_path: Path) -> None:
-    """Neither a directory that does not exist nor MILLRACE_JOURNAL=off is an error."""
-    for journal in (str(tmp_path / "nowhere"), "off"):
+    """Neither an empty directory nor MILLRACE_JOURNAL=off is an error."""
+    for journal in (str(tmp_path), "off"):
         assert millrace("letters", environ=STDIN | {"MILLRACE_JOURNAL": journal}) == (0, "", "")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["letters", "gaps"])
+def test_a_journal_that_is_not_there_is_not_an_empty_one(millrace: Command, tmp_path: Path, command: str) -> None:
+    """In another directory, or without the daemon's settings: no list that would say that all is well."""
+    code, out, err = millrace(command, environ=STDIN | {"MILLRACE_JOURNAL": str(tmp_path / "nowhere")})
+    assert (code, out) == (1, "")
+    assert (
+        err
+        == f"MILLRACE_JOURNAL: {tmp_path / 'nowhere'} cannot be read; name the directory of the daemon, as its user\n"
+    )
 
 
 def test_letters_that_cannot_be_read(millrace: Command, tmp_path: Path) -> None:
