@@ -312,7 +312,7 @@ def test_an_objection_waits_as_long_as_it_says() -> None:
     reconnect.connected(0)
     verdict = reconnect.put_off(Cause(Reason.BUDGET_SPENT, "enough for this month", 86_400))
     assert (verdict.delay, verdict.reason, verdict.healable) == (86_400, Reason.BUDGET_SPENT, False)
-    assert verdict.detail == "enough for this month; raise MILLRACE_MONTHLY_POSTS to go on at once"
+    assert verdict.detail == "enough for this month; raise MILLRACE_MONTHLY_POSTS and restart to go on"
     assert reconnect.lost(Cause(Reason.NETWORK_ERROR, "refused"), 86_400).delay == 0.25
 
 
