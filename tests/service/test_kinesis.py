@@ -362,8 +362,8 @@ class TestCredentials:
         session._credentials = None
         session.register_component("credential_provider", AioCredentialResolver([vault]))
         async with Kinesis("tweets", session=session) as kinesis:
-            await kinesis.put([record()])
-            await kinesis.put([record()])
+            assert isinstance(await kinesis.put([record()]), list)
+            assert isinstance(await kinesis.put([record()]), list)
         first, second = server.seen
         assert first.headers["x-amz-security-token"] != second.headers["x-amz-security-token"]
         for seen in server.seen:
