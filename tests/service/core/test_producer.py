@@ -388,8 +388,8 @@ class TestWhenABatchIsSent:
     def test_lanes_that_linger_at_almost_the_same_time_share_a_request(self) -> None:
         """The ends of their lingers fall into one step, so that many shards do not mean many requests."""
         rig = Rig(count=2, linger=1.0)
-        rig.producer.offer([rig.post(key(0, 2))], 0.01)
-        rig.producer.offer([rig.post(key(1, 2))], 0.19)
+        rig.producer.offer([rig.post(key(0, 2), now=0.01)], 0.01)
+        rig.producer.offer([rig.post(key(1, 2), now=0.19)], 0.19)
         assert len(rig.only_request(rig.producer.next_deadline()).records) == 2
 
     def test_a_batch_of_the_target_size_goes_at_once(self) -> None:
@@ -684,11 +684,13 @@ class TestTrouble:
     def test_a_drain_waits_for_no_company(self) -> None:
         """Nothing more will come."""
         rig = Rig(aggregate=False, linger=0.1)
-        rig.producer.offer([rig.post(b"author-0")], 0.0)
-        rig.only_request(0.0)
+        rig.producer.offer([rig.post(b"author-0"), rig.post(b"author-0")], 0.0)
+        first = rig.only_request(0.0)
         rig.producer.offer([rig.post(b"author-1")], 0.001)
         rig.producer.close()
         assert len(rig.only_request(0.001).records) == 1
+        rig.answer(first, 0.002)
+        assert len(rig.only_request(0.002).records) == 1, "nor does what had to wait for an answer"
 
     def test_a_refused_request_is_narrowed_down_to_the_culprit(self) -> None:
         """Each of its records goes alone; the one that is refused again is dropped, and no other post."""
