@@ -1,6 +1,7 @@
 """The daemon's X side as an operator drives it: signals, files, commands. Real processes, some 20 seconds."""
 
 import asyncio
+import json
 import os
 import signal
 from pathlib import Path
@@ -73,6 +74,10 @@ async def test_an_operator_changes_rules_and_looks_at_gaps(tmp_path: Path) -> No
         assert (await running.x_stats())["connections"] == 1
         assert (await running.metrics())["stream_reconnects_total"] == 0
 
+        # The change of rules made a new beginning of the rate, and the last one kept is what the next run has.
+        async with asyncio.timeout(30):
+            while json.loads((tmp_path / "journal" / "source.json").read_bytes())["rate"] < 160:
+                await asyncio.sleep(0.1)
         await running.restart_daemon()
         await until(running, posts_came)
         (row,) = (await command("gaps")).splitlines()[1:]
