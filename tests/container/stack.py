@@ -162,6 +162,9 @@ class Stack:
     def settle(self) -> None:
         """Let no more posts fall due, and wait until all that were written are in the table."""
         self.x("/admin/stop", {})
+        wait_for("X has written all", lambda: not self.x("/admin/stats")["queued"])
+        written = self.x("/admin/ledger")["connections"][-1]["written"]
+        wait_for("all posts have come", lambda: self.metrics()["posts_received_total"] >= written)
         wait_for("all posts are delivered", lambda: not self.metrics()["posts_buffered"])
         mapping = self.url("aws", 4568)
         wait_for("all records are done", lambda: fetch(f"{mapping}/admin/stats")["records"] >= self.records())
