@@ -2,9 +2,7 @@
 
 from heapq import heappop, heappush
 
-from service.core.lane import Lane
-
-NEVER = float("inf")
+from service.core.lane import NEVER, Lane
 
 
 class Agenda:

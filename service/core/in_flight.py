@@ -11,15 +11,13 @@ alone asks whether Kinesis is back. A full request would be made and signed in v
 from random import Random
 
 from service.core.backoff import Trouble, delay
-from service.core.lane import Lane
+from service.core.lane import NEVER, Lane
 from service.core.limits import RECORDS_PER_REQUEST
 from service.core.records import FailureKind, KinesisRecord, PutRequest
 
 # Requests under way: where the window starts, and the most that the connections of the shell serve.
 FIRST_WINDOW = 8
 LARGEST_WINDOW = 48
-
-_NEVER = float("inf")
 
 
 class InFlight:
@@ -37,7 +35,7 @@ class InFlight:
 
     def __init__(self, most_bytes: float, rng: Random) -> None:
         self.bytes = 0
-        self.silent_until = -_NEVER
+        self.silent_until = -NEVER
         self._most_bytes = most_bytes
         self._rng = rng
         self._lanes: dict[int, list[Lane]] = {}
@@ -59,7 +57,7 @@ class InFlight:
     @property
     def records_at_most(self) -> int:
         """How many records the next request may have."""
-        return RECORDS_PER_REQUEST if self.silent_until == -_NEVER else 1
+        return RECORDS_PER_REQUEST if self.silent_until == -NEVER else 1
 
     def has_room(self, size: int = 0) -> bool:
         """Whether one more request may go, beside `size` bytes of records that are about to."""
@@ -83,7 +81,7 @@ class InFlight:
         if self._was_filled:
             self._window = min(LARGEST_WINDOW, self._window + 1 / int(self._window))
         was_silent = self._silent_rounds > 0
-        self._silent_rounds, self.silent_until = 0, -_NEVER
+        self._silent_rounds, self.silent_until = 0, -NEVER
         return was_silent
 
     def note_silence(self, kind: FailureKind, now: float) -> None:

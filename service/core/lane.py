@@ -25,6 +25,9 @@ from service.core.pace import Pace
 from service.core.records import KinesisRecord, Post
 from service.core.shard_map import Slice
 
+# A time, in seconds, that does not come.
+NEVER = float("inf")
+
 
 class _Name(Enum):
     # Enum hashes a member's name, in Python code, at each look into the table below; its members are single anyway.
@@ -116,7 +119,7 @@ class Lane:
         self.failures = 0
         self.shard_id = ""
         self.blockers: set[Lane] = set()
-        self.due_at = float("inf")
+        self.due_at = NEVER
         self.last_sequence = 0
 
     def __repr__(self) -> str:

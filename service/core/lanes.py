@@ -9,7 +9,7 @@ overlaps wait for it. When it has its answer it is released, and what was not st
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from service.core.lane import Lane, State
+from service.core.lane import NEVER, Lane, State
 from service.core.pace import Pace
 from service.core.records import Post
 from service.core.shard_map import ShardMap, Slice
@@ -94,7 +94,7 @@ class Lanes:
             for lane in self._overlapping(retired):
                 lane.blockers.add(retired)
         for lane in old.values():
-            lane.due_at = float("inf")
+            lane.due_at = NEVER
             self._deal_out(lane)
             if lane.state in {State.IDLE, State.BACKING_OFF}:
                 self.release(lane)

@@ -28,11 +28,11 @@ from collections.abc import Iterable, Sequence
 from random import Random
 from typing import NamedTuple
 
-from service.core.agenda import NEVER, Agenda
+from service.core.agenda import Agenda
 from service.core.aggregator import COMPRESSED_GROWTH, LARGEST_BYTES, TARGET_BYTES, pack, whole_units
 from service.core.backoff import Trouble, delay
 from service.core.in_flight import InFlight
-from service.core.lane import Event, Lane, State
+from service.core.lane import NEVER, Event, Lane, State
 from service.core.lanes import Lanes, ShardState
 from service.core.limits import DEFAULT_RECORD_BYTES, PARTITION_KEY_BYTES, RECORDS_PER_REQUEST, REQUEST_BYTES
 from service.core.records import (

@@ -1,5 +1,5 @@
-from service.core.agenda import NEVER, Agenda
-from service.core.lane import Lane
+from service.core.agenda import Agenda
+from service.core.lane import NEVER, Lane
 from service.core.pace import Pace
 from service.core.shard_map import Slice
 

@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from processor import wire
 from service.core.aggregator import COMPRESSED_GROWTH, LARGEST_BYTES, TARGET_BYTES
-from service.core.lane import Lane
+from service.core.lane import NEVER, Lane
 from service.core.limits import (
     DEFAULT_RECORD_BYTES,
     HASH_KEYS,
@@ -44,7 +44,6 @@ from tests.service.chance import Longest
 
 THROTTLED = RecordResult(error_code="ProvisionedThroughputExceededException")
 FAILED = RecordResult(error_code="InternalFailure")
-NEVER = float("inf")
 
 
 def shards(count: int, start: int = 0) -> list[Shard]:
