@@ -16,22 +16,32 @@ Rules:
 
 import difflib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_type_hints
-from urllib.parse import urlsplit
 
-import msgspec
-import yaml
-
-from service.core.limits import KIB, MIB
-from service.core.posts import PARTITION_KEYS, POINTER
+from service.core.limits import MIB
+from service.core.posts import PARTITION_KEYS
 from service.core.rules import Rule
 from service.core.sources import SOURCES
+from service.readers import (
+    JOURNAL,
+    NAMES,
+    PARTITION_KEY,
+    RULES,
+    SECRET,
+    STREAM,
+    URL,
+    Reader,
+    Secret,
+    choice,
+    number,
+    optional,
+    size,
+)
 
 PREFIX = "MILLRACE_"
-_UNITS = {"": 1, "b": 1, "kib": KIB, "mib": MIB, "gib": 1024 * MIB, "tib": 1024 * 1024 * MIB}
 
 
 class ConfigError(Exception):
@@ -40,180 +50,6 @@ class ConfigError(Exception):
     def __init__(self, faults: list[str]) -> None:
         super().__init__("\n".join(faults))
         self.faults = tuple(faults)
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Secret:
-    """A text that shows itself to nobody who does not ask: `repr`, `str` and formatting give `***`."""
-
-    _value: str
-
-    def reveal(self) -> str:
-        """Give the text itself, for the one place that sends it."""
-        return self._value
-
-    def __repr__(self) -> str:
-        return "***"
-
-
-_RuleText = Annotated[str, msgspec.Meta(pattern=r"\S")]  # anything but blanks
-
-
-class _RuleEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    value: _RuleText
-    tag: str = ""
-
-
-class Reader(NamedTuple):
-    """
-    How a text becomes a value.
-
-    Attributes:
-        parse: text -> value; raises ValueError with one argument for each fault, none of them a secret.
-        allowed: what may be written, for the table.
-        show: value -> text, as `describe` prints it.
-        parse_file: the text of a file -> value, where `..._FILE` is allowed too.
-    """
-
-    parse: Callable[[str], Any]
-    allowed: str
-    show: Callable[[Any], str] = str
-    parse_file: Callable[[str], Any] | None = None
-
-
-def _number(kind: type[int] | type[float], low: int, high: int) -> Reader:
-    allowed = f"{low} to {high}" if kind is float else f"whole number, {low} to {high}"
-
-    def parse(text: str) -> int | float:
-        try:
-            value = kind(text)
-        except ValueError:
-            raise ValueError(f"{text!r} is not a number; write one from {low} to {high}") from None
-        if not low <= value <= high:  # so written, it refuses nan too
-            raise ValueError(f"{text} is out of range; write a number from {low} to {high}")
-        return value
-
-    return Reader(parse, allowed, lambda value: f"{value:g}" if kind is float else str(value))
-
-
-def _size(minimum: int) -> Reader:
-    def parse(text: str) -> int:
-        match = re.fullmatch(r"(\d+)\s*([a-z]*)", text.lower(), re.ASCII)
-        if match is None or match[2] not in _UNITS:
-            raise ValueError(f"{text!r} is not a size; write bytes, or a number with KiB, MiB, GiB or TiB (128MiB)")
-        size = int(match[1]) * _UNITS[match[2]]
-        if size < minimum:
-            raise ValueError(f"{text} is too small; write at least {show(minimum)}")
-        return size
-
-    def show(size: int) -> str:
-        for unit in ("TiB", "GiB", "MiB", "KiB"):
-            if size and size % _UNITS[unit.lower()] == 0:
-                return f"{size // _UNITS[unit.lower()]}{unit}"
-        return str(size)
-
-    return Reader(parse, f"size, at least {show(minimum)}", show)
-
-
-def _choice(*options: str) -> Reader:
-    def parse(text: str) -> str:
-        if text.lower() not in options:
-            raise ValueError(f"{text!r} is not supported; write one of {', '.join(options)}")
-        return text.lower()
-
-    return Reader(parse, ", ".join(options))
-
-
-def _parse_partition_key(text: str) -> str:
-    if text not in PARTITION_KEYS and POINTER.fullmatch(text) is None:
-        raise ValueError(f"{text!r} is none of {', '.join(PARTITION_KEYS)}, nor a JSON pointer like /user/id")
-    return text
-
-
-def _parse_secret(text: str) -> Secret:
-    # It becomes a part of an HTTP header; a line break inside it would fail there, and the error would quote it.
-    if re.fullmatch(r"[!-~]+", text.strip()) is None:
-        raise ValueError("the text is empty or holds a blank or a character beyond ASCII; copy it again from X")
-    return Secret(text.strip())
-
-
-def _parse_url(text: str) -> str:
-    if "@" in text:
-        raise ValueError("the URL holds a user name or a password; leave them out")
-    try:
-        url = urlsplit(text)
-        usable = url.scheme in {"http", "https"} and url.hostname and (url.port is None or url.port > 0)
-    except ValueError:
-        usable = False
-    if not usable:
-        raise ValueError(f"{text!r} is not a URL; write one like https://api.x.com")
-    if url.query or url.fragment:
-        raise ValueError(f"{text!r} has a query or a fragment; write only the base, like https://api.x.com")
-    return text.rstrip("/")
-
-
-def _parse_stream(text: str) -> str:
-    # CreateStream: StreamName is 1 to 128 of these characters; an ARN names the region and the account before it.
-    if re.fullmatch(r"(arn:aws[a-z-]*:kinesis:[a-z0-9-]+:\d{12}:stream/)?[a-zA-Z0-9_.-]{1,128}", text) is None:
-        raise ValueError(f"{text!r} is neither a stream's name nor its ARN; copy one from the stack's outputs")
-    return text
-
-
-def _parse_journal(text: str) -> Path | None:
-    return None if text.lower() == "off" else Path(text)
-
-
-def _parse_names(text: str) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
-    for name in names:
-        # X adds fields from time to time: which there are is for X to say.
-        if re.fullmatch(r"[a-z0-9_]+(\.[a-z0-9_]+)*", name) is None:
-            raise ValueError(f"{name!r} is no name of a field of X; write such names with commas between them")
-    return names
-
-
-def _parse_rules(text: str) -> tuple[Rule, ...]:
-    # No comment lines: X's rules may begin with a hash tag.
-    return _without_repeats([_RuleEntry(line) for line in text.splitlines() if line.strip()])
-
-
-def _parse_rules_file(text: str) -> tuple[Rule, ...]:
-    way_out = "write a list, as - value: 'cats lang:en', with each text in single quotes"
-    try:
-        entries = msgspec.convert(yaml.safe_load(text), list[_RuleEntry | _RuleText])
-    except yaml.MarkedYAMLError as error:
-        line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ValueError(f"not YAML: {error.problem}{line}; {way_out}") from None
-    except (yaml.YAMLError, msgspec.ValidationError) as error:
-        raise ValueError(f"not a list of rules: {str(error).splitlines()[0]}; {way_out}") from None
-    return _without_repeats([_RuleEntry(entry) if isinstance(entry, str) else entry for entry in entries])
-
-
-def _without_repeats(entries: list[_RuleEntry]) -> tuple[Rule, ...]:
-    # X keeps a value once and refuses it a second time, whatever its tag. YAML's folded texts end with a line break.
-    rules = tuple(Rule(entry.value.strip(), entry.tag) for entry in entries)
-    seen: dict[str, int] = {}
-    faults = [
-        f"rule {number} repeats rule {seen[rule.value]}; remove one of them"
-        for number, rule in enumerate(rules, 1)
-        if seen.setdefault(rule.value, number) != number
-    ]
-    if faults:
-        raise ValueError(*faults)
-    return rules
-
-
-def _show_rules(rules: tuple[Rule, ...]) -> str:
-    return msgspec.json.encode([_RuleEntry(rule.value, rule.tag) for rule in rules]).decode() if rules else ""
-
-
-def _optional(reader: Reader) -> Reader:
-    return reader._replace(show=lambda value: "" if value is None else reader.show(value))
-
-
-_NAMES = Reader(_parse_names, "names, with commas", ",".join)
-_SECRET = Reader(_parse_secret, "text", lambda secret: str(secret or ""), _parse_secret)
-_RULES = Reader(_parse_rules, "one rule a line; in the file: YAML", _show_rules, _parse_rules_file)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,40 +61,38 @@ class Settings:
     """
 
     bearer_token: Annotated[
-        Secret | None, _SECRET, "App-only token of the X API. Not needed for SOURCE=stdin, nor with API_KEY."
+        Secret | None, SECRET, "App-only token of the X API. Not needed for SOURCE=stdin, nor with API_KEY."
     ] = None
     api_key: Annotated[
-        Secret | None, _SECRET, "X API key; with API_KEY_SECRET it is exchanged for a token at the start."
+        Secret | None, SECRET, "X API key; with API_KEY_SECRET it is exchanged for a token at the start."
     ] = None
-    api_key_secret: Annotated[Secret | None, _SECRET, "The secret that belongs to API_KEY."] = None
-    x_url: Annotated[str, Reader(_parse_url, "http or https URL"), "Base URL of the X API."] = "https://api.x.com"
+    api_key_secret: Annotated[Secret | None, SECRET, "The secret that belongs to API_KEY."] = None
+    x_url: Annotated[str, URL, "Base URL of the X API."] = "https://api.x.com"
     source: Annotated[
         str,
-        _choice(*SOURCES, "stdin"),
+        choice(*SOURCES, "stdin"),
         "Where posts come from: X's filtered stream, one of its volume streams (sample is 1 %, sample10 is 10 %), or"
         " JSON lines on standard input until it ends.",
     ] = "filtered"
     partition: Annotated[
         int | None,
-        _optional(_number(int, 1, max(source.partitions for source in SOURCES.values()))),
+        optional(number(int, 1, max(source.partitions for source in SOURCES.values()))),
         "Which part of sample10 (1 or 2) or of a firehose (1 to 20; en 1 to 8; ja, ko, pt 1 or 2): one process"
         " for each.",
     ] = None
     backfill: Annotated[
         str,
-        _choice("auto", "off"),
+        choice("auto", "off"),
         "auto: after a gap X is asked for what it had meanwhile (backfill_minutes); if it refuses, not again"
         " for a week.",
     ] = "auto"
     monthly_posts: Annotated[
         int | None,
-        _optional(_number(int, 1, 10**12)),
+        optional(number(int, 1, 10**12)),
         "Posts from X in a month of UTC. At nine tenths of them the log warns, at the last one the connection is closed"
         " until the month is over. Needs a journal.",
     ] = None
-    tweet_fields: Annotated[
-        tuple[str, ...], _NAMES, "X's `tweet.fields`. The processor needs those of the default."
-    ] = (
+    tweet_fields: Annotated[tuple[str, ...], NAMES, "X's `tweet.fields`. The processor needs those of the default."] = (
         "author_id",
         "conversation_id",
         "created_at",
@@ -267,62 +101,62 @@ class Settings:
         "note_tweet",
         "referenced_tweets",
     )
-    expansions: Annotated[tuple[str, ...], _NAMES, "X's `expansions`."] = ("author_id",)
-    user_fields: Annotated[tuple[str, ...], _NAMES, "X's `user.fields`."] = ("name", "username")
-    media_fields: Annotated[tuple[str, ...], _NAMES, "X's `media.fields`."] = ()
-    place_fields: Annotated[tuple[str, ...], _NAMES, "X's `place.fields`."] = ()
-    poll_fields: Annotated[tuple[str, ...], _NAMES, "X's `poll.fields`."] = ()
+    expansions: Annotated[tuple[str, ...], NAMES, "X's `expansions`."] = ("author_id",)
+    user_fields: Annotated[tuple[str, ...], NAMES, "X's `user.fields`."] = ("name", "username")
+    media_fields: Annotated[tuple[str, ...], NAMES, "X's `media.fields`."] = ()
+    place_fields: Annotated[tuple[str, ...], NAMES, "X's `place.fields`."] = ()
+    poll_fields: Annotated[tuple[str, ...], NAMES, "X's `poll.fields`."] = ()
     rules: Annotated[
         tuple[Rule, ...],
-        _RULES,
+        RULES,
         "Wanted rules of the filtered stream; the file is a list of rules, each a text or a mapping with value and tag."
         " Changes of the file are applied while the daemon runs. Without it the rules that X already has are used.",
     ] = ()
-    stream: Annotated[str, Reader(_parse_stream, "name or ARN"), "Kinesis stream, name or ARN. **Required.**"]
+    stream: Annotated[str, STREAM, "Kinesis stream, name or ARN. **Required.**"]
     partition_key: Annotated[
         str,
-        Reader(_parse_partition_key, f"{', '.join(PARTITION_KEYS)}, or a JSON pointer"),
+        PARTITION_KEY,
         "Posts with the same value keep their order. A pointer is for records that are not X's posts.",
     ] = "author_id"
     aggregation: Annotated[
-        str, _choice("kpl", "none"), "kpl: many posts in one Kinesis record; none: every post is a record."
+        str, choice("kpl", "none"), "kpl: many posts in one Kinesis record; none: every post is a record."
     ] = "kpl"
     compression: Annotated[
         str,
-        _choice("none", "zstd"),
+        choice("none", "zstd"),
         "zstd: containers are compressed; only Millrace's own processor reads them.",
     ] = "none"
     lanes_per_shard: Annotated[
-        int, _number(int, 1, 10), "As many as the ParallelizationFactor of the Lambda mapping."
+        int, number(int, 1, 10), "As many as the ParallelizationFactor of the Lambda mapping."
     ] = 1
     linger_seconds: Annotated[
         float,
-        _number(float, 0, 60),
+        number(float, 0, 60),
         "How long a post waits for others that go with it; where posts go one by one, a twentieth of it at most.",
     ] = 0.1
-    memory_limit: Annotated[int, _size(MIB), "Bytes that posts and the requests that carry them take of memory."] = (
+    memory_limit: Annotated[int, size(MIB), "Bytes that posts and the requests that carry them take of memory."] = (
         128 * MIB
     )
     journal: Annotated[
         Path | None,
-        Reader(_parse_journal, "directory, or off", lambda path: "off" if path is None else str(path)),
+        JOURNAL,
         "Where posts are kept until Kinesis has confirmed them.",
     ] = Path("./journal")
-    journal_limit: Annotated[int, _size(MIB), "Bytes of posts in the journal; its files may take twice as much."] = (
+    journal_limit: Annotated[int, size(MIB), "Bytes of posts in the journal; its files may take twice as much."] = (
         8 * 1024 * MIB
     )
     http_host: Annotated[
         str, Reader(str, "address or name"), "Where the admin server listens; 0.0.0.0 opens it to the network."
     ] = "127.0.0.1"
-    http_port: Annotated[int, _number(int, 0, 65535), "Its port; 0 takes any free one."] = 8080
+    http_port: Annotated[int, number(int, 0, 65535), "Its port; 0 takes any free one."] = 8080
     show_posts: Annotated[
-        str, _choice("off", "on"), "on: the live page names the last posts, by id and author, to all who may open it."
+        str, choice("off", "on"), "on: the live page names the last posts, by id and author, to all who may open it."
     ] = "off"
     shutdown_seconds: Annotated[
-        float, _number(float, 0, 3600), "How long SIGTERM waits for posts in memory to be confirmed."
+        float, number(float, 0, 3600), "How long SIGTERM waits for posts in memory to be confirmed."
     ] = 8.0
-    log_level: Annotated[str, _choice("debug", "info", "warning", "error"), "The least level that is logged."] = "info"
-    log_format: Annotated[str, _choice("auto", "console", "json"), "auto: console on a terminal, JSON elsewhere."] = (
+    log_level: Annotated[str, choice("debug", "info", "warning", "error"), "The least level that is logged."] = "info"
+    log_format: Annotated[str, choice("auto", "console", "json"), "auto: console on a terminal, JSON elsewhere."] = (
         "auto"
     )
 

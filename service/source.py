@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 import structlog
 
-from service.config import ConfigError, Secret, Settings, load
+from service.config import ConfigError, Settings, load
 from service.connections import Connections
 from service.core.gaps import Kept
 from service.core.look import SourceFigures
@@ -25,6 +25,7 @@ from service.core.sources import SOURCES
 from service.core.spend import Spend
 from service.http_client import UnavailableError
 from service.metrics import Metrics
+from service.readers import Secret
 from service.rules import Rules, RulesKeeper, log_changes
 from service.state import StateFile
 from service.stream import Stream

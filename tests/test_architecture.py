@@ -100,7 +100,7 @@ def may_import(module: str, name: str) -> bool:
         return False
     if within(name, "service"):
         return file in {"app.py", "check.py", "source.py", "__main__.py"} or within(
-            name, "service.core", "service.http_client", "service.__version__"
+            name, "service.core", "service.http_client", "service.readers", "service.__version__"
         )
     return not within(name, "processor", "local", "bench", "deploy", "tests") and not name.startswith(".")
 

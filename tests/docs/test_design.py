@@ -132,7 +132,14 @@ def test_the_files_that_know_several_are_drawn_as_they_are() -> None:
     """What stands behind the arrow is what the file imports of its own package, beside the core."""
     drawn = dict(re.findall(r"^((?:service|processor)/\w+) -> ([\w, ]+(?:\n +[\w, ]+)*)$", TEXT, re.MULTILINE))
     wrong = []
-    for module in ("service/__main__", "service/app", "service/check", "service/source", "processor/handler"):
+    for module in (
+        "service/__main__",
+        "service/app",
+        "service/check",
+        "service/config",
+        "service/source",
+        "processor/handler",
+    ):
         package = module.partition("/")[0]
         nodes = ast.walk(ast.parse((ROOT / f"{module}.py").read_text(encoding="utf-8")))
         names = [

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from service.config import ConfigError, Secret, Settings, describe, load, markdown
+from service.config import ConfigError, Settings, describe, load, markdown
 from service.core.rules import Rule
+from service.readers import Secret
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "configuration.md"
@@ -259,75 +260,6 @@ class TestUnknownNames:
         assert load(NEEDED | injected) == load(NEEDED)
 
 
-class TestValues:
-    @pytest.mark.parametrize(
-        ("name", "values", "words"),
-        [
-            ("LANES_PER_SHARD", ["0", "11"], "{} is out of range; write a number from 1 to 10"),
-            ("LANES_PER_SHARD", ["1.5"], "'{}' is not a number; write one from 1 to 10"),
-            ("LINGER_SECONDS", ["-0.1", "60.1", "nan"], "{} is out of range; write a number from 0 to 60"),
-            ("LINGER_SECONDS", ["100ms"], "'{}' is not a number; write one from 0 to 60"),
-            ("HTTP_PORT", ["65536"], "{} is out of range; write a number from 0 to 65535"),
-            ("SHUTDOWN_SECONDS", ["inf"], "{} is out of range; write a number from 0 to 3600"),
-            (
-                "MEMORY_LIMIT",
-                ["128MB", "1.5GiB", "-1", "MiB", "1 2"],
-                "'{}' is not a size; write bytes, or a number with KiB, MiB, GiB or TiB (128MiB)",
-            ),
-            # It could not hold one large post.
-            ("MEMORY_LIMIT", ["1023KiB"], "{} is too small; write at least 1MiB"),
-            ("AGGREGATION", ["zip"], "'{}' is not supported; write one of kpl, none"),
-            (
-                "X_URL",
-                ["api.x.com", "ftp://api.x.com", "https://", "https://x:port", "http://[::1"],
-                "'{}' is not a URL; write one like https://api.x.com",
-            ),
-            # It is a base to append paths to.
-            (
-                "X_URL",
-                ["https://api.x.com?a=b", "https://api.x.com#a"],
-                "'{}' has a query or a fragment; write only the base, like https://api.x.com",
-            ),
-            # The password is not shown.
-            ("X_URL", ["https://me:hunter2@x.com"], "the URL holds a user name or a password; leave them out"),
-            (
-                "STREAM",
-                ["a b", "arn:aws:kinesis:eu-west-1:123:stream/a", "x" * 129],
-                "'{}' is neither a stream's name nor its ARN; copy one from the stack's outputs",
-            ),
-            (
-                "PARTITION_KEY",
-                ["lang", "user/id", "/user~2"],
-                "'{}' is none of author_id, id, conversation_id, nor a JSON pointer like /user/id",
-            ),
-        ],
-    )
-    def test_refused(self, name: str, values: list[str], words: str) -> None:
-        """What cannot be meant is refused in one line, with the way out."""
-        for value in values:
-            assert fault(f"MILLRACE_{name}", value) == f"MILLRACE_{name}: {words.format(value)}"
-
-    @pytest.mark.parametrize("names", ["author_id,,lang", "Author_id", "author_id;lang", "a b", ".a", "a."])
-    def test_fields(self, names: str) -> None:
-        """What cannot be a name of X's is refused; which names there are is for X to say."""
-        assert "is no name of a field of X" in fault("MILLRACE_USER_FIELDS", names)
-
-    @pytest.mark.parametrize(
-        ("text", "size", "shown"),
-        [
-            ("1048577", (1 << 20) + 1, "1048577"),
-            ("2048KiB", 2 << 20, "2MiB"),
-            ("3 mib", 3 << 20, "3MiB"),
-            ("1TiB", 1 << 40, "1TiB"),
-        ],
-    )
-    def test_sizes(self, text: str, size: int, shown: str) -> None:
-        """A size is a number of bytes, or of binary units in any case; it is shown in the largest unit that fits."""
-        settings = load(NEEDED | {"MILLRACE_MEMORY_LIMIT": text})
-        assert settings.memory_limit == size
-        assert f"MILLRACE_MEMORY_LIMIT={shown}" in describe(settings).splitlines()
-
-
 class TestSecrets:
     def test_shown_to_nobody(self) -> None:
         """A secret is in no text of itself, of the settings or of their description."""
@@ -354,57 +286,6 @@ class TestSecrets:
         (tmp_path / "token").write_bytes(b"\xff\xfe")
         (line,) = faults({"MILLRACE_STREAM": "posts", "MILLRACE_BEARER_TOKEN_FILE": str(tmp_path / "token")})
         assert "is not text in UTF-8" in line
-
-    @pytest.mark.parametrize("content", ["", "\n", "two words", "tokenü"])
-    def test_unusable(self, tmp_path: Path, content: str) -> None:
-        """A token that cannot be sent in a header is refused, and the line does not show it."""
-        (tmp_path / "token").write_text(content, encoding="utf-8")
-        (line,) = faults({"MILLRACE_STREAM": "posts", "MILLRACE_BEARER_TOKEN_FILE": str(tmp_path / "token")})
-        assert line == (
-            "MILLRACE_BEARER_TOKEN_FILE: the text is empty or holds a blank or a character beyond ASCII;"
-            " copy it again from X"
-        )
-
-
-class TestRules:
-    def read(self, tmp_path: Path, text: str) -> dict[str, str]:
-        (tmp_path / "rules.yaml").write_text(text, encoding="utf-8")
-        return NEEDED | {"MILLRACE_RULES_FILE": str(tmp_path / "rules.yaml")}
-
-    def test_file(self, tmp_path: Path) -> None:
-        """The file is a list of texts and of mappings with value and tag."""
-        text = "- value: '\"猫\" lang:ja'\n  tag: cats\n- '#dogs'\n- value: >\n    birds\n    -is:retweet\n"
-        assert load(self.read(tmp_path, text)).rules == (
-            Rule('"猫" lang:ja', "cats"),
-            Rule("#dogs"),
-            Rule("birds -is:retweet"),
-        )
-
-    @pytest.mark.parametrize(
-        ("text", "cause"),
-        [
-            ("- 'cats'\n- @dogs\n", "not YAML: found character '@' that cannot start any token in line 2"),
-            ("- #cats\n", "not a list of rules: Expected `str | object`, got `null` - at `$[0]`"),
-            ("- value: on\n", "not a list of rules: Expected `str`, got `bool` - at `$[0].value`"),
-            ("- valeu: cats\n", "not a list of rules: Object contains unknown field `valeu` - at `$[0]`"),
-            ("- ' '\n", "not a list of rules: Expected `str` matching regex"),
-            ("", "not a list of rules: Expected `array`, got `null`"),
-            ("\x00", "not a list of rules: unacceptable character #x0000"),
-        ],
-    )
-    def test_faulty_file(self, tmp_path: Path, text: str, cause: str) -> None:
-        """A file that is no list of rules is refused with the place of the trouble, in one line."""
-        (line,) = faults(self.read(tmp_path, text))
-        assert line.startswith(f"MILLRACE_RULES_FILE: {cause}")
-        assert line.endswith("; write a list, as - value: 'cats lang:en', with each text in single quotes")
-        assert "\n" not in line
-
-    def test_repeated(self) -> None:
-        """X keeps a rule once; each repetition is a fault of its own."""
-        assert faults(NEEDED | {"MILLRACE_RULES": "a\nb\na\n\na"}) == (
-            "MILLRACE_RULES: rule 3 repeats rule 1; remove one of them",
-            "MILLRACE_RULES: rule 4 repeats rule 1; remove one of them",
-        )
 
 
 def test_describe() -> None:
