@@ -199,12 +199,16 @@ def compress(container: bytes) -> bytes:
 
 
 def _decode_compressed(frame: bytes) -> Decoded:
+    unpacking = zstd.ZstdDecompressor()
     try:
-        if not 0 <= (zstd.get_frame_info(frame).decompressed_size or 0) <= LARGEST_MESSAGE_BYTES:
-            return Decoded([], "the content would be larger than any container")
-        return _read_message(zstd.decompress(frame))
+        message = unpacking.decompress(frame, LARGEST_MESSAGE_BYTES)
     except zstd.ZstdError as error:
         return Decoded(_read_message(_unpack_start(frame)).records, f"not a zstd frame: {error}")
+    if unpacking.eof and not unpacking.unused_data:
+        return _read_message(message)
+    if not unpacking.eof and not unpacking.needs_input:
+        return Decoded([], "the content would be larger than any container")
+    return Decoded(_read_message(message).records, "the zstd frame does not end where the record does")
 
 
 def _unpack_start(frame: bytes) -> bytes:
