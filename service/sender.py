@@ -175,6 +175,8 @@ class Sender:
                 )
                 await self._wake.wait()
                 timer.cancel()
+            if self._refreshing is not None:
+                self._refreshing.cancel()
 
     async def _send(self, request: PutRequest) -> None:
         for record in request.records:

@@ -397,6 +397,19 @@ async def test_posts_go_on_while_a_look_fails() -> None:
 
 
 @virtual_time
+async def test_a_look_that_fails_does_not_hold_up_the_end() -> None:
+    """When the last post is confirmed nobody needs the shards any more: an input that ended must end the process."""
+    rig = Rig()
+    async with rig.running() as task:
+        rig.sink.listings_to_fail = 1 << 30
+        await asyncio.sleep(REFRESH_SECONDS + 1)
+        rig.sender.offer([post(1)])
+    assert len(rig.sink.listings) > 1
+    assert rig.delivered() == ["1"]
+    assert task.done()
+
+
+@virtual_time
 async def test_it_may_run_before_the_shards_are_known() -> None:
     """Without start() it lists them itself."""
     rig = Rig()
