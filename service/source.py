@@ -109,8 +109,9 @@ class Source:
         """Keep connected until cancelled; raises RulesError if X does not take the rules at the start."""
         await self._insist(self._token.get)
         if self._settings.rules:
-            log_changes(await self._insist(lambda: self._sync(self._read_settings().rules)))
+            # Before they are read, so that it follows what changes from then on.
             self._keeper = RulesKeeper(self._read_rules, self._stamp_rules, self._sync, self._rules_changed)
+            log_changes(await self._insist(lambda: self._sync(self._read_settings().rules or self._settings.rules)))
         partition = f"?partition={self._settings.partition}" if self._settings.partition else ""
         self._stream = Stream(
             self._settings.x_url,

@@ -26,6 +26,7 @@ from service.source import Source, bearer
 from service.state import StateFile
 from tests.elastic_loop import elastic_time
 from tests.invented import posts
+from tests.service.scripted_server import Connection, FakeX
 
 SECONDS = 10
 TOKEN = "local-token"
@@ -297,6 +298,37 @@ async def test_rules_that_change_before_the_first_answer_of_x(tmp_path: Path) ->
             await until(lambda: rig.health.is_ready)
     assert logs == []
     assert [rule["value"] for rule in rules_of(x)] == ["tea"]
+
+
+@elastic_time
+async def test_rules_that_change_while_x_is_asked(tmp_path: Path) -> None:
+    """What the file says when X answers the first question counts, though it was read before."""
+    file = tmp_path / "rules.yaml"
+    file.write_text("- coffee\n", encoding="utf-8")
+
+    async def answer(connection: Connection) -> None:
+        file.write_text("- value: tea\n  tag: leaves\n", encoding="utf-8")
+        for _ in ("the list", "the dry run", "the addition"):
+            await connection.answer(201, b"{}", "Content-Type: application/json")
+            await connection.request()
+
+    async with FakeX(answer) as fake, x_api() as x:
+        rig = Rig(x, tmp_path, RULES="", RULES_FILE=str(file), X_URL=fake.url)
+        async with rig.running():
+            await until(lambda: sum(b"/rules" in request for request in fake.requests) == 2)
+
+
+@elastic_time
+async def test_a_file_without_rules_at_the_start_deletes_none(tmp_path: Path) -> None:
+    """As later on: it is being written, or a mistake."""
+    file = tmp_path / "rules.yaml"
+    file.write_text("- coffee\n", encoding="utf-8")
+    async with x_api() as x:
+        rig = Rig(x, tmp_path, RULES="", RULES_FILE=str(file))
+        file.write_text("[]\n", encoding="utf-8")
+        async with rig.running():
+            await until(lambda: rig.health.is_ready)
+    assert [rule["value"] for rule in rules_of(x)] == ["coffee"]
 
 
 @elastic_time
