@@ -125,7 +125,7 @@ class RulesKeeper:
         retry_seconds: float | None = None
         while True:
             await self._wait(retry_seconds)
-            retry_seconds = await self._apply()
+            retry_seconds = await self._apply(again=retry_seconds is not None)
 
     async def _wait(self, retry_seconds: float | None) -> None:
         """Wait until there is a reason to apply the rules: asked for, changed, or the time to try again."""
@@ -145,8 +145,8 @@ class RulesKeeper:
                 if left <= 0:
                     return
 
-    async def _apply(self) -> float | None:
-        """Apply them once; return in how many seconds to try again, None if there is no need."""
+    async def _apply(self, *, again: bool) -> float | None:
+        """Apply them once, or again; return in how many seconds to try again, None if there is no need."""
         try:
             wanted = self._read()
         except ValueError as error:
@@ -167,7 +167,8 @@ class RulesKeeper:
             write("rules_not_applied", reason=verdict.reason, detail=verdict.detail, retry_seconds=verdict.delay)
             return verdict.delay
         log_changes(changes)
-        if not changes.is_empty:
+        # Of a try that failed only the answer may have been lost.
+        if again or not changes.is_empty:
             self._changed()
         return None
 

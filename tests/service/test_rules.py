@@ -429,3 +429,17 @@ class TestKeeper:
         assert [rules for _, rules in keeping.synced] == [[Rule("cats")], [Rule("cats")], [Rule("dogs")]]
         assert keeping.changes == 1
         assert [entry["log_level"] for entry in logs] == ["warning", "error", "info"]
+
+    @virtual_time
+    async def test_a_change_whose_answer_was_lost_is_told(self) -> None:
+        """X has made it, so there is nothing left to change; but who waits for rules must hear that there are some."""
+        keeping = Keeping()
+        keeping.answers = [unavailable(5), Changes([], [], [], [Rule("cats")]), Changes([], [], [], [Rule("cats")])]
+        async with keeping.running():
+            keeping.write(Rule("cats"))
+            await asyncio.sleep(10)
+            assert keeping.changes == 1
+            keeping.keeper.reload()
+            await asyncio.sleep(10)
+        assert len(keeping.synced) == 3
+        assert keeping.changes == 1, "once"
