@@ -168,6 +168,8 @@ class JournalFile:
             database = self._connect(
                 self._directory / FILE_NAME, isolation_level=None, check_same_thread=False, timeout=0
             )
+            # There is no text in it; a flipped bit may call bytes so.
+            database.text_factory = bytes
             # Before the first look at the file, and nothing is changed before it is known to be a journal.
             database.execute("PRAGMA locking_mode = EXCLUSIVE")
             # Even a new file's tables want room for temporary data, and a read-only root has none.

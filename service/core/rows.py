@@ -36,6 +36,8 @@ class Stored(NamedTuple):
     @classmethod
     def decode(cls, number: int, lengths: bytes, lines: bytes, flags: bytes | None) -> "Stored":
         """Read what `Row.encode` gave; raises DamagedError."""
+        if len(lengths) % _LENGTH_BYTES:
+            raise DamagedError(f"chunk {number} has {len(lengths)} bytes of lengths")
         ends, flags = [0, *accumulate(array("I", lengths))], flags or b""
         if ends[-1] != len(lines) or len(flags) not in {0, len(ends) - 1}:
             raise DamagedError(f"chunk {number} has {len(lines)} bytes instead of {ends[-1]}")

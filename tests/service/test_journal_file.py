@@ -315,6 +315,17 @@ class TestDamage:
             wal.write(b"\xff" * 40_000)
         assert reopened(directory)[1] == [Row(0, [b"a"], b"")]
 
+    def test_bytes_that_are_called_text_are_read_all_the_same(self, tmp_path: Path) -> None:
+        """It takes one flipped bit in the head of a row, and the bytes are still right."""
+        row = Row(0, [b"x" * 200, b"y"], b"\0\1")
+        with opened(tmp_path) as file:
+            file.write(insert(row))
+        change(
+            "UPDATE chunk SET lengths = CAST(lengths AS TEXT), lines = CAST(lines AS TEXT)",
+            "UPDATE done SET flags = CAST(flags AS TEXT)",
+        )(tmp_path / FILE_NAME)
+        assert reopened(tmp_path)[1] == [Row(0, [b"x" * 200, b""], b"\0\1")]
+
     def test_damage_that_shows_later_begins_a_new_file(self, tmp_path: Path) -> None:
         """The call that finds it fails, and the next one works on a new file under the same lock."""
         with opened(tmp_path) as file:

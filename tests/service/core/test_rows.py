@@ -20,12 +20,15 @@ def test_a_row_without_flags() -> None:
     assert Row(1, [b"a", b"bc"], b"") == Stored.decode(*Row(1, [b"a", b"bc"], b"").encode(), None).row()
 
 
-@pytest.mark.parametrize(("lines", "flags"), [(b"ab", None), (b"abcd", None), (b"abc", b"\0"), (b"abc", b"\0\0\0")])
-def test_a_row_that_contradicts_itself_is_damage(lines: bytes, flags: bytes | None) -> None:
-    """It has other bytes than its lengths say, or flags for other posts."""
+@pytest.mark.parametrize(
+    ("kept", "lines", "flags"),
+    [(8, b"ab", None), (8, b"abcd", None), (8, b"abc", b"\0"), (8, b"abc", b"\0\0\0"), (7, b"abc", None)],
+)
+def test_a_row_that_contradicts_itself_is_damage(kept: int, lines: bytes, flags: bytes | None) -> None:
+    """It has other bytes than its lengths say, or flags for other posts, or a length that is cut."""
     number, lengths, _ = Row(4, [b"a", b"bc"], b"").encode()
     with pytest.raises(DamagedError, match=r"chunk 4 has \d bytes"):
-        Stored.decode(number, lengths, lines, flags)
+        Stored.decode(number, lengths[:kept], lines, flags)
 
 
 def test_what_a_file_holds() -> None:
