@@ -87,9 +87,10 @@ def check_disk(journal: Path | None, limit: int, report: Report) -> None:
     if journal is None:
         report.well("disk", "MILLRACE_JOURNAL is off; what waits in memory is lost when the process ends")
         return
-    place = next(path for path in (journal.absolute(), *journal.absolute().parents) if path.exists())
+    place = journal
     way_out = "name a directory that can be written and has room, or write off"
     try:
+        place = next(path for path in (journal.absolute(), *journal.absolute().parents) if path.exists())
         free = disk_usage(place).free + sum(file.stat().st_size for file in journal.glob("journal.db*"))
         started = time.perf_counter()
         with TemporaryFile(dir=place) as file:

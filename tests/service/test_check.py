@@ -152,14 +152,18 @@ class TestDisk:
         assert report.failures == 1
         assert said()["disk"].endswith(f" free for {tmp_path}; make room, or lower the limit")
 
-    def test_not_a_directory(self, tmp_path: Path, said: Said) -> None:
-        """Where nothing can be written, the setting is named, and the way out."""
+    @pytest.mark.parametrize(
+        ("journal", "place", "error"),
+        [("file/journal", "file", "Not a directory"), ("x" * 300, "x" * 300, "File name too long")],
+    )
+    def test_not_a_directory(self, tmp_path: Path, said: Said, journal: str, place: str, error: str) -> None:
+        """Where nothing can be written, or not even looked, the setting is named, and the way out."""
         (tmp_path / "file").touch()
         report = Report()
-        check_disk(tmp_path / "file" / "journal", MIB, report)
+        check_disk(tmp_path / journal, MIB, report)
         assert report.failures == 1
         assert said()["disk"] == (
-            f"failed: MILLRACE_JOURNAL: {tmp_path / 'file'} cannot be used: Not a directory;"
+            f"failed: MILLRACE_JOURNAL: {tmp_path / place} cannot be used: {error};"
             " name a directory that can be written and has room, or write off"
         )
 
