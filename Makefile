@@ -54,8 +54,11 @@ test-long: setup-dev ## the long proofs: fifty kills, a minute of faults, an out
 	$(BIN)/pytest -n 3 --dist worksteal -m long
 	$(BIN)/pytest -n auto --cov=service.core --cov=processor.wire --cov-fail-under=100 tests/service/core tests/processor/test_wire.py
 
-coverage: setup-dev ## what the tests run of each module, its branches and its processes included
-	$(BIN)/pytest $(SIDE_BY_SIDE) --cov
+coverage: setup-dev ## what tests and demo run of each module, its branches and its processes included
+	$(BIN)/pytest $(SIDE_BY_SIDE) --cov --cov-report=
+	$(BIN)/coverage run -m local demo
+	$(BIN)/coverage combine --append
+	$(BIN)/coverage report
 
 test-page: setup-dev ## the live page in a Chromium
 	$(BIN)/pytest -n auto -m browser

@@ -375,7 +375,9 @@ class TestCommandLine:
         """What cannot be kept is not answered for; one line says why it ended."""
         limited = ("bash", "-c", 'ulimit -f 64; exec "$@"', "bash", sys.executable, "-m", "local.kinesis.server")
         arguments = ("--port", "0", "--stream", "posts", "--state", str(tmp_path))
-        running = await asyncio.create_subprocess_exec(*limited, *arguments, stdout=PIPE, stderr=PIPE)
+        # Nothing else in it is to want a file, such as what measures coverage.
+        environ = {"PATH": os.environ["PATH"]}
+        running = await asyncio.create_subprocess_exec(*limited, *arguments, stdout=PIPE, stderr=PIPE, env=environ)
         assert running.stdout is not None
         try:
             async with connect((await running.stdout.readline()).decode().split()[-1]) as client:
