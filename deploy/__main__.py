@@ -90,7 +90,7 @@ def next_steps(name: str, outputs: Mapping[str, str]) -> list[str]:
     else:
         if "CredentialsCommand" in outputs:
             lines += [f'  set -a; eval "$(.venv/bin/python -m deploy env {name})"; set +a']
-            lines += ["    the daemon's credentials, region and stream, into this shell"]
+            lines += ["    in a second terminal: these credentials can do nothing but fill the stream"]
         else:
             lines += [
                 f"  export AWS_REGION={outputs.get('Region')} MILLRACE_STREAM={outputs.get('StreamName')}",

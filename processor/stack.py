@@ -25,6 +25,6 @@ def settings_of(stack: str, location: Mapping[str, Any]) -> dict[str, str]:
     except (BotoCoreError, ClientError) as error:
         reason = " ".join(str(error).split())
         raise SettingsError(
-            f"stack {stack}: {function} cannot be asked; check the name and AWS_REGION ({reason})"
+            f"stack {stack}: {function} cannot be asked; check name, AWS_REGION and credentials ({reason})"
         ) from error
     return dict(configuration["Environment"]["Variables"])
