@@ -11,11 +11,13 @@ import os
 import random
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from shutil import disk_usage
 from tempfile import TemporaryFile
+from threading import Thread
 
 import aiohttp
 
@@ -71,7 +73,9 @@ async def check(settings: Settings, environ: Mapping[str, str]) -> int:
     """
     report = Report()
     report.well("configuration", f"source {settings.source}, stream {settings.stream}")
-    await asyncio.to_thread(check_disk, settings.journal, settings.journal_limit, report)
+    if not await in_time(lambda: check_disk(settings.journal, settings.journal_limit, report)):
+        words = f"{settings.journal} has not answered for {ANSWER_SECONDS:.0f} s; look at its disk"
+        report.bad("disk", f"MILLRACE_JOURNAL: {words}")
     await check_port(settings.http_host, settings.http_port, report)
     clock_url = await _check_kinesis(settings, environ.get("AWS_REGION") or None, report)
     if settings.source != "stdin":
@@ -82,6 +86,24 @@ async def check(settings: Settings, environ: Mapping[str, str]) -> int:
     return 1 if report.failures else 0
 
 
+async def in_time(work: Callable[[], object], seconds: float = ANSWER_SECONDS) -> bool:
+    """Do it in a thread for which neither the loop nor the end of the process waits longer. Whether it was done."""
+    done: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            work()
+            done.set_result(None)
+        except Exception as error:  # a bug, for whoever waits
+            done.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    ended, _ = await asyncio.wait([asyncio.wrap_future(done)], timeout=seconds)
+    for one in ended:
+        one.result()
+    return bool(ended)
+
+
 def check_disk(journal: Path | None, limit: int, report: Report) -> None:
     """Try whether a journal of so many bytes finds room in the directory, and can be written; it is not made."""
     if journal is None:
@@ -90,7 +112,7 @@ def check_disk(journal: Path | None, limit: int, report: Report) -> None:
     place = journal
     way_out = "name a directory that can be written and has room, or write off"
     try:
-        place = next(path for path in (journal.absolute(), *journal.absolute().parents) if path.exists())
+        place = _nearest(journal.absolute())
         free = disk_usage(place).free + sum(file.stat().st_size for file in journal.glob("journal.db*"))
         started = time.perf_counter()
         with TemporaryFile(dir=place) as file:
@@ -111,6 +133,15 @@ def check_disk(journal: Path | None, limit: int, report: Report) -> None:
         report.bad("disk", f"{place} took {seconds:.1f} s for a write of 1 MiB; use a faster disk for MILLRACE_JOURNAL")
     else:
         report.well("disk", f"{free / MIB:,.0f} MiB are free for {journal}, 1 MiB written in {seconds * 1000:.0f} ms")
+
+
+def _nearest(path: Path) -> Path:
+    # From Python 3.14 on Path.exists takes for absent what it may not look at.
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return _nearest(path.parent)
+    return path
 
 
 async def check_port(host: str, port: int, report: Report) -> None:

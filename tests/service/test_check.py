@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from email.utils import formatdate
 from pathlib import Path
 from shutil import disk_usage
+from threading import Event
 from time import time
 
 import pytest
@@ -13,7 +14,7 @@ from aiohttp import web
 from local.kinesis.server import LocalKinesis
 from local.x_api.server import XApi
 from local.x_api.settings import Settings as XSettings
-from service.check import Report, check, check_clock, check_disk, check_port, gaps, rules
+from service.check import Report, check, check_clock, check_disk, check_port, gaps, in_time, rules
 from service.config import load
 from service.core.gaps import Gap, Kept
 from service.core.limits import MIB
@@ -166,6 +167,13 @@ class TestDisk:
             f"failed: MILLRACE_JOURNAL: {tmp_path / place} cannot be used: {error};"
             " name a directory that can be written and has room, or write off"
         )
+
+    async def test_a_disk_that_hangs(self) -> None:
+        """Neither the other lines nor the end wait for it."""
+        answers = Event()
+        assert not await in_time(answers.wait, 0)
+        answers.set()
+        assert await in_time(answers.wait)
 
 
 class TestPort:
