@@ -40,6 +40,8 @@ BEAT_SECONDS = 0.03
 STALL_BEATS = 66
 STALL_SECONDS = STALL_BEATS * BEAT_SECONDS
 STALLED = f"the disk has not answered for {STALL_SECONDS:.0f} s"
+# What 8 GiB of posts may take to be opened; nothing is read from X before.
+OPENING_SECONDS = 10.0
 # The first pause after a failure (0.1 s), and the longest (5 s); it doubles in between.
 RETRY_BEATS = (4, 166)
 
@@ -92,23 +94,39 @@ class Journal:
         self._retry_at = 0  # beats
 
     @classmethod
-    async def open(cls, file: File, limit: int, *, on_shed: Callable[[int, Sequence[bytes]], None]) -> Self:
+    async def open(
+        cls,
+        file: File,
+        limit: int,
+        *,
+        on_shed: Callable[[int, Sequence[bytes]], None],
+        patience: float = OPENING_SECONDS,
+    ) -> Self:
         """
-        Open a journal's file.
+        Open a journal's file, however long that takes.
 
         Args:
             file: the journal's, until `close`.
             limit: bytes of posts that it takes. The files are larger; see the module's text.
             on_shed: called with a number of posts of the backlog that are lost because the disk failed, and with
                 their lines if there still are any.
+            patience: seconds, after which the log says that it still waits.
 
         Raises what the file's `open` does.
         """
         thread = ThreadPoolExecutor(1, "journal")
         try:
-            contents = await asyncio.get_running_loop().run_in_executor(thread, file.open)
+            opening = asyncio.get_running_loop().run_in_executor(thread, file.open)
+            await asyncio.wait([opening], timeout=patience)
+            if not opening.done():
+                log.error(
+                    "journal_not_open",
+                    seconds=patience,
+                    way_out="look at the disk of MILLRACE_JOURNAL: it hangs, or has gigabytes to read; the start waits",
+                )
+            contents = await opening
         except BaseException:
-            thread.shutdown()
+            thread.shutdown(wait=False)
             raise
         return cls(file, thread, Chunks(contents, limit), on_shed)
 

@@ -27,9 +27,11 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from structlog.typing import EventDict
 
 from service.core.chunks import SWEEP_BEATS, WAITING_BYTES
 from service.core.records import DropReason
+from service.core.rows import Contents
 from service.journal import Journal
 from service.journal_file import FILE_NAME, JournalError, JournalFile
 
@@ -377,6 +379,25 @@ class TestFailingDisk:
             assert (journal.hangs, journal.trouble) == (False, "")
         async with opened(tmp_path) as journal:
             assert [b"hangs", line] == [line for _, line in await read_all(journal)]
+
+    @pytest.mark.usefixtures("own_logging")
+    async def test_a_disk_that_hangs_at_the_opening_is_told(self, tmp_path: Path) -> None:
+        """The log says what the start waits for, and the start goes on when the disk answers."""
+        told = threading.Event()
+
+        class Hanging(JournalFile):
+            def open(self) -> Contents:
+                assert told.wait(20)
+                return super().open()
+
+        def note(_logger: object, _method: str, event: EventDict) -> EventDict:
+            assert event["event"] == "journal_not_open"
+            told.set()
+            raise structlog.DropEvent
+
+        structlog.configure(processors=[note])
+        journal = await Journal.open(Hanging(tmp_path), GIB, on_shed=Shed(), patience=0)
+        await journal.close()
 
     async def test_a_real_limit_of_the_system(self, tmp_path: Path) -> None:
         """A file that may not grow (RLIMIT_FSIZE) is a failing disk, heals when it may, and is taken up meanwhile."""
