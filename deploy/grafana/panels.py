@@ -180,7 +180,7 @@ OVERVIEW = Board(
                 "Silence",
                 "Seconds since X last sent anything; it does so in 20 s at least. After 30 s a new connection is made.",
                 SECONDS,
-                {"time() - millrace_stream_signal_timestamp_seconds{$s}": "{{instance}}"},
+                {"time() - (millrace_stream_signal_timestamp_seconds{$s} > 0)": "{{instance}}"},
                 bad_from=30,
             ),
             Panel(
@@ -211,7 +211,7 @@ OVERVIEW = Board(
             ),
             Panel(
                 "Fill",
-                "Share of MILLRACE_MEMORY_LIMIT and MILLRACE_JOURNAL_LIMIT. At the journal's limit posts are dropped.",
+                "Share of MILLRACE_MEMORY_LIMIT's part for posts, and of MILLRACE_JOURNAL_LIMIT, where they drop.",
                 RATIO,
                 {
                     "max(millrace_buffer_bytes{$s} / millrace_buffer_limit_bytes{$s})": "memory",
