@@ -104,6 +104,7 @@ def next_steps(name: str, outputs: Mapping[str, str]) -> list[str]:
     return [
         *lines,
         f"  .venv/bin/python -m processor --stack {name} latest",
+        "    with the credentials of this terminal",
         f"  make undeploy STACK={name}",
         "    deletes all of it again",
     ]
