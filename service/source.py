@@ -201,10 +201,11 @@ class Source:
 
     async def _sync(self, wanted: Sequence[Rule]) -> Changes:
         while True:
+            token = await self._token.get()
             try:
-                return await self._rules.sync(await self._token.get(), wanted, apply=True)
+                return await self._rules.sync(token, wanted, apply=True)
             except UnavailableError as error:
-                if error.verdict.reason is not Reason.UNAUTHORIZED or not self._token.refused():
+                if error.verdict.reason is not Reason.UNAUTHORIZED or not self._token.refused(token):
                     raise
 
     def _read_settings(self) -> Settings:

@@ -80,8 +80,8 @@ class Token(Protocol):
     async def get(self) -> str:
         """Give it; raises UnavailableError."""
 
-    def refused(self) -> bool:
-        """X does not take it. Whether another one is set now."""
+    def refused(self, token: str) -> bool:
+        """X does not take this one. Whether another one is set now."""
 
 
 class Slot(Protocol):
@@ -190,14 +190,14 @@ class Stream:
             try:
                 if response.status == 200:
                     return await self._stay(response, minutes, token)
-                verdict = await self._refused(response, minutes)
+                verdict = await self._refused(response, minutes, token)
             finally:
                 response.close()
         if await self._frees_slot(verdict.reason, token):
             return verdict._replace(delay=max(FREED_SECONDS, self._reconnect.budget.wait(self._clock())))
         return verdict
 
-    async def _refused(self, response: aiohttp.ClientResponse, minutes: int) -> Verdict:
+    async def _refused(self, response: aiohttp.ClientResponse, minutes: int, token: str) -> Verdict:
         body = await start_of(response, min(BODY_SECONDS, self._stall_seconds))
         cause = refusal(response.status, response.headers, body)
         if minutes and cause.reason in {Reason.BAD_REQUEST, Reason.FORBIDDEN}:
@@ -205,7 +205,7 @@ class Stream:
             return self._reconnect.lost(cause._replace(reason=Reason.BACKFILL_REFUSED), self._clock())
         if cause.reason in {Reason.BAD_REQUEST, Reason.FORBIDDEN}:
             self._doubts_backfill = False
-        if cause.reason is Reason.UNAUTHORIZED and self._token.refused():
+        if cause.reason is Reason.UNAUTHORIZED and self._token.refused(token):
             return self._reconnect.lost(cause._replace(reason=Reason.TOKEN_REPLACED), self._clock())
         return self._reconnect.refused(cause, self._clock())
 

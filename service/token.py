@@ -57,10 +57,11 @@ class BearerToken:
             self._ladders.reset()
         return self._token
 
-    def refused(self) -> bool:
-        """X does not take it: it is read, or asked for, anew. Whether another one is set now."""
-        refused, self._token = self._token, ""
-        return self._read() not in {"", refused}
+    def refused(self, token: str) -> bool:
+        """X does not take this one: it is read, or asked for, anew. Whether another one is set now."""
+        if token == self._token:
+            self._token = ""
+        return (self._token or self._read()) not in {"", token}
 
     async def _exchange(self) -> str:
         timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS, sock_connect=CONNECT_SECONDS)

@@ -395,12 +395,12 @@ async def test_a_token_in_a_file_is_read_again_when_x_refuses_it(tmp_path: Path)
         token = rig.source._token
         assert await token.get() == "revoked"
         file.write_text("")
-        token.refused()
+        token.refused("revoked")
         with capture_logs() as logs:
             assert await token.get() == "revoked"
         assert [entry["event"] for entry in logs] == ["settings_not_read"]
         file.write_text(TOKEN)
-        token.refused()
+        token.refused("revoked")
         async with rig.running():
             await until(lambda: rig.health.is_ready)
     assert rig.tokens == ["revoked", "revoked", TOKEN]

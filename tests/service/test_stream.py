@@ -105,8 +105,8 @@ class FakeToken:
             raise UnavailableError(Ladders(Random(1)).verdict(Cause(Reason.UNAUTHORIZED, "no")))
         return self._tokens[0]
 
-    def refused(self) -> bool:
-        del self._tokens[0]
+    def refused(self, token: str) -> bool:
+        self._tokens.remove(token)
         return bool(self._tokens)
 
 

@@ -16,7 +16,7 @@ async def test_a_token_that_x_gave_is_asked_for_anew_when_it_is_refused() -> Non
     async with FakeX(*[refuses(200, answer) for answer in answers]) as x:
         token = BearerToken(x.url, key="key", secret="secret", rng=Random(1), on_new=new.append)
         assert [await token.get(), await token.get()] == ["AAA", "AAA"]
-        assert not token.refused(), "X may give the same one again"
+        assert not token.refused("AAA"), "X may give the same one again"
         assert await token.get() == "BBB"
         assert new == ["AAA", "BBB"]
     assert len(x.requests) == 2
@@ -30,10 +30,12 @@ async def test_a_token_that_is_set_is_read_anew_when_it_is_refused() -> None:
     assert await token.get() == "old"
     secrets.append("rotated")
     assert await token.get() == "old"
-    assert token.refused()
+    assert token.refused("old")
+    assert await token.get() == "rotated"
+    assert token.refused("old"), "to a request that went before"
     assert await token.get() == "rotated"
     assert new == ["old", "rotated"]
-    assert not token.refused()
+    assert not token.refused("rotated")
 
 
 async def test_key_and_secret_become_a_token() -> None:
