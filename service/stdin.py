@@ -42,17 +42,21 @@ class Stdin:
     async def run(self) -> None:
         """Read until the end of the input."""
         splitter = LineSplitter()
-        while True:
-            await self._room()
-            await self._readable()
-            chunk = os.read(self._descriptor, _CHUNK_BYTES)
-            if not chunk:
-                break
-            self._hand_on(splitter, splitter.feed(chunk))
+        try:
+            while True:
+                await self._room()
+                await self._readable()
+                chunk = os.read(self._descriptor, _CHUNK_BYTES)
+                if not chunk:
+                    break
+                self._hand_on(splitter, splitter.feed(chunk))
+        except asyncio.CancelledError:
+            if (cut := splitter.end()) is not None:
+                self._reject(cut, DropReason.LINE_CUT)
+            raise
         # The last line of a file may lack its line end; if it was cut, it is no JSON and is rejected as such.
         last = splitter.end()
-        if last is not None:
-            self._hand_on(splitter, [last])
+        self._hand_on(splitter, [] if last is None else [last])
 
     def _hand_on(self, splitter: LineSplitter, lines: list[bytes]) -> None:
         if lines:

@@ -284,13 +284,11 @@ class Stream:
             if not chunk:
                 break
             self._take(splitter, splitter.feed(chunk))
-        cut = splitter.end()
-        if cut is None:
-            return
-        if _is_whole(cut):
-            self._take(splitter, [cut])
-        else:
-            self._on_rejected(cut, DropReason.LINE_CUT)
+        last = splitter.end()
+        if last is not None and not _is_whole(last):
+            self._on_rejected(last, DropReason.LINE_CUT)
+            last = None
+        self._take(splitter, [] if last is None else [last])
 
 
 class _Client(AsyncStreamingClient):  # type: ignore[misc]  # tweepy has no types
