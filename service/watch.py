@@ -175,8 +175,9 @@ class Watch:
 
     def look(self) -> None:
         """Do what is due by time; call it every second or so."""
-        self.gaps.settle(self._clock())
-        if self.spend.should_warn():
+        now = self._clock()
+        self.gaps.settle(now)
+        if self.spend.should_warn(now):
             log.warning(
                 "budget_nearly_spent",
                 posts=self.spend.posts,

@@ -44,8 +44,10 @@ class Spend:
             self._turn(now)
         return self.posts >= self.budget
 
-    def should_warn(self) -> bool:
-        """Whether the budget is nearly spent; once a month."""
+    def should_warn(self, now: float) -> bool:
+        """Whether the budget is nearly spent; once a month. Called now and then it also begins each month on time."""
+        if now >= self._ends_at:
+            self._turn(now)
         if self.budget is None or self._warned or self.posts < self.budget * NEAR:
             return False
         self._warned = True

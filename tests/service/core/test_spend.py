@@ -33,7 +33,7 @@ def test_without_a_budget_nothing_is_spent() -> None:
     spend = Spend(None)
     spend.add(10**9, at(2026, 11, 1))
     assert not spend.is_spent(at(2026, 11, 2))
-    assert not spend.should_warn()
+    assert not spend.should_warn(at(2026, 11, 2))
 
 
 def test_the_budget_is_spent_until_the_month_is_over() -> None:
@@ -55,14 +55,17 @@ def test_a_larger_budget_is_not_spent() -> None:
 
 
 def test_a_warning_comes_once_a_month() -> None:
-    """At nine tenths; not before, not again, and again in the next month."""
+    """At nine tenths; not before, not again, not for what came last month, and again in the next one."""
     spend = Spend(100)
     spend.add(89, at(2026, 11, 1))
-    assert not spend.should_warn()
+    assert not spend.should_warn(at(2026, 11, 1))
     spend.add(1, at(2026, 11, 2))
-    assert [spend.should_warn(), spend.should_warn()] == [True, False]
+    assert [spend.should_warn(at(2026, 11, 2)), spend.should_warn(at(2026, 11, 3))] == [True, False]
+    for later in (spend, Spend(100, "2026-11", 90)):
+        assert not later.should_warn(at(2026, 12, 1))
+        assert (later.month, later.posts) == ("2026-12", 0)
     spend.add(95, at(2026, 12, 2))
-    assert spend.should_warn()
+    assert spend.should_warn(at(2026, 12, 2))
 
 
 def test_the_end_of_the_month() -> None:
