@@ -39,6 +39,9 @@ WAYS_OUT = {
     "SignatureDoesNotMatch": "the secret key is wrong, or this machine's clock is",
 }
 
+# Botocore would send what a shell has of other credentials along with the client's key.
+TEMPORARY = {"AWS_SESSION_TOKEN": "", "AWS_CREDENTIAL_EXPIRATION": ""}
+
 
 def up(name: str, parameters: Mapping[str, str], session: Any, template: str) -> None:
     """Upload code and template, make or change the stack, and say what to do next."""
@@ -78,7 +81,7 @@ def variables(name: str, session: Any) -> None:
     if "CredentialsSecretArn" not in outputs:
         raise StackError(f"{name} has no client of its own (CreateClient is false): the daemon runs under a role")
     secret = session.client("secretsmanager").get_secret_value(SecretId=outputs["CredentialsSecretArn"])
-    for key, value in json.loads(secret["SecretString"]).items():
+    for key, value in {**TEMPORARY, **json.loads(secret["SecretString"])}.items():
         _say(f"{key}={shlex.quote(value)}")
 
 

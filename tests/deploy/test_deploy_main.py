@@ -1,10 +1,12 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.credentials import EnvProvider
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, NoRegionError
 
 from deploy.__main__ import main, next_steps
@@ -145,9 +147,23 @@ class TestEnv:
         secret = session.client("secretsmanager").create_secret(Name="client", SecretString=text)
         self.stack(session, CredentialsSecretArn=secret["ARN"])
         assert main(["env", "mill"], session=session) == 0
-        assert (
-            capsys.readouterr().out == "AWS_ACCESS_KEY_ID=AKIA\nAWS_SECRET_ACCESS_KEY=a/b+c=\nMILLRACE_STREAM='my s'\n"
-        )
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[-3:] == ["AWS_ACCESS_KEY_ID=AKIA", "AWS_SECRET_ACCESS_KEY=a/b+c=", "MILLRACE_STREAM='my s'"]
+
+    def test_no_part_of_other_credentials_stays(
+        self, session: LocalSession, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """The token of who reads the secret by temporary credentials would go along with the client's key."""
+        text = json.dumps({"AWS_ACCESS_KEY_ID": "AKIA", "AWS_SECRET_ACCESS_KEY": "a/b+c="})
+        secret = session.client("secretsmanager").create_secret(Name="client", SecretString=text)
+        self.stack(session, CredentialsSecretArn=secret["ARN"])
+        assert main(["env", "mill"], session=session) == 0
+        before = {"AWS_SESSION_TOKEN": "temporary", "AWS_CREDENTIAL_EXPIRATION": "2020-01-01T00:00:00Z"}
+        command = ["bash", "-c", 'set -a; eval "$1"; env', "bash", capsys.readouterr().out]
+        after = subprocess.run(command, env=os.environ | before, capture_output=True, text=True, check=True).stdout
+        found = EnvProvider(dict(line.split("=", 1) for line in after.splitlines() if line.startswith("AWS_"))).load()
+        assert found is not None
+        assert (found.access_key, found.secret_key, found.token) == ("AKIA", "a/b+c=", None)
 
     def test_stack_without_a_client_has_none(self, session: LocalSession, capsys: pytest.CaptureFixture[str]) -> None:
         """Where there is no user, there is nothing to print but why."""
