@@ -39,6 +39,7 @@ LOOK_SECONDS = 0.5
 # Without a terminal: a line now and then instead of a picture.
 LINE_SECONDS = 2.0
 LINE_COLUMNS = 120
+IN_A_LINE = ("rules", "sent", "received", "repeats", "backfilled", "delivered", "buffered", "throttled", "reconnects")
 NEWEST = 5
 # Some other producer's: no JSON, no UTF-8, no post, and a container of the aggregated format that is cut short.
 BAD_RECORDS = (b"this is no post", b"\xff\xfe\x00", b'{"data": {"text": "a post without an id"}}', MAGIC + b"\x0a\x02k")
@@ -148,21 +149,9 @@ class View:
         return Panel(Group(*parts), title="Millrace", title_align="left")
 
     def line(self) -> str:
-        """Say it in one line, for a log."""
-        names = (
-            "rules",
-            "sent",
-            "received",
-            "repeats",
-            "backfilled",
-            "delivered",
-            "buffered",
-            "throttled",
-            "reconnects",
-        )
-        return "  ".join(f"{name} {self._total(name)}" for name in names) + (
-            f"  <- {self.trouble}" if self.trouble else ""
-        )
+        """Say it in one line, for a log; each trouble once."""
+        trouble, self.trouble = self.trouble, ""
+        return "  ".join(f"{name} {self._total(name)}" for name in IN_A_LINE) + (f"  <- {trouble}" if trouble else "")
 
     def _total(self, name: str) -> str:
         return f"{self.totals.get(name, 0):,.0f}"

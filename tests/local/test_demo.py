@@ -34,4 +34,5 @@ def test_the_picture_says_where_the_posts_are() -> None:
     assert any(line.split()[1:4] == ["buffered", "7", "0"] for line in text.splitlines()), text
     assert "X drops the connection" in text
     assert "reconnecting" in text
-    assert view.line().endswith("<- X drops the connection")
+    assert view.line().endswith("reconnects 0  <- X drops the connection")
+    assert view.line().endswith("reconnects 0")
