@@ -128,7 +128,11 @@ POLICIES = {
     ),
     Reason.USAGE_CAPPED: Policy(PATIENT, healable=False, advice="the cap ends on its reset day, or with a larger plan"),
     Reason.BUDGET_SPENT: Policy(PATIENT, healable=False, advice="raise MILLRACE_MONTHLY_POSTS and restart to go on"),
-    Reason.UNAUTHORIZED: Policy(PATIENT, healable=False, advice="check MILLRACE_BEARER_TOKEN, or the API key"),
+    Reason.UNAUTHORIZED: Policy(
+        PATIENT,
+        healable=False,
+        advice="check MILLRACE_BEARER_TOKEN or MILLRACE_BEARER_TOKEN_FILE, or the API key",
+    ),
     Reason.TOKEN_REPLACED: Policy(NETWORK, healable=True, advice="trying the token that is set now"),
     Reason.PAYMENT_REQUIRED: Policy(PATIENT, healable=False, advice="add credits, or raise the spend limit, at X"),
     Reason.FORBIDDEN: Policy(PATIENT, healable=False, advice="the app's access level at X does not include this"),

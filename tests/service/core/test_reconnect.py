@@ -88,7 +88,8 @@ def test_the_words_of_x_reach_the_operator() -> None:
     cause = refusal(401, {}, body)
     assert cause.words == "X answered 401: Unauthorized: bad token"
     verdict = Ladders(Random(1)).verdict(cause)
-    assert verdict.detail == "X answered 401: Unauthorized: bad token; check MILLRACE_BEARER_TOKEN, or the API key"
+    way_out = "check MILLRACE_BEARER_TOKEN or MILLRACE_BEARER_TOKEN_FILE, or the API key"
+    assert verdict.detail == f"X answered 401: Unauthorized: bad token; {way_out}"
 
 
 def test_long_words_are_cut() -> None:
