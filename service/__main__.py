@@ -107,6 +107,9 @@ def _ask(settings: Settings, environ: Mapping[str, str], options: argparse.Names
 def _run(settings: Settings, environ: Mapping[str, str]) -> int:
     from service.app import Daemon, StartError  # noqa: PLC0415 - as above
 
+    if sys.stdin is None:
+        # It was closed, and the first file of ours would get its number: libuv aborts the process that closes that.
+        os.open(os.devnull, os.O_RDONLY)
     # Journal and dead letters hold posts: no other user of the machine is to read them.
     os.umask(0o077)
     # What the imports made stays for good, and posts are in no cycles: by default the collector would look through all

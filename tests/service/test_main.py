@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import pytest
 
+from local import REGION
+from local.kinesis.server import LocalKinesis
 from service import __version__
 from service.__main__ import main
 from service.admin import Admin, Health
@@ -161,6 +163,23 @@ def test_run_without_a_region(millrace: Command) -> None:
     assert code == 1
     (line,) = err.splitlines()
     assert "AWS_REGION" in line
+
+
+@pytest.mark.usefixtures("own_aws")
+async def test_run_without_a_standard_input() -> None:
+    """Closed by whoever started it, it is one that has ended: the libraries would abort over its number."""
+    async with LocalKinesis({"posts": 1}) as kinesis:
+        environ = STDIN | {"MILLRACE_JOURNAL": "off", "MILLRACE_HTTP_PORT": "0"}
+        done = await asyncio.to_thread(
+            subprocess.run,
+            ["/bin/sh", "-c", 'exec "$0" -m service <&-', sys.executable],
+            cwd=ROOT,
+            env={**os.environ, **environ, "AWS_REGION": REGION, "AWS_ENDPOINT_URL": kinesis.url},
+            capture_output=True,
+            timeout=50,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_check_tells_good_from_bad(millrace: Command) -> None:
