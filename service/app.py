@@ -230,7 +230,8 @@ class Daemon:
         left = self._producer.abandon()
         lost = [post for post in left if journal is None or not journal.keeps(post.position)]
         if lost:
-            self._on_outcomes([Outcome(lost, DropReason.SHUTDOWN, 0)])
+            words = "MILLRACE_SHUTDOWN_SECONDS are over, and no journal has them"
+            self._on_outcomes([Outcome(lost, DropReason.SHUTDOWN, 0, message=words)])
         kept = len(left) - len(lost) + (journal.backlog if journal else 0)
         if kept:
             log.info("posts_left_in_journal", posts=kept)

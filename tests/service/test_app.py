@@ -150,6 +150,7 @@ class TestRun:
         events = said()
         if not journal:
             assert (events["posts_dropped"]["reason"], events["stopped"]["dropped"]) == ("shutdown", 3)
+            assert events["posts_dropped"]["message"].startswith("MILLRACE_SHUTDOWN_SECONDS")
             return
         assert (events["posts_left_in_journal"]["posts"], events["stopped"]["dropped"]) == (3, 0)
         async with kinesis(), piped() as (reading, writing), asyncio.timeout(30):
