@@ -11,7 +11,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -26,7 +26,8 @@ from service.config import Settings
 from service.core.answers import CLOCK_TOLERANCE_SECONDS
 from service.core.limits import MIB
 from service.core.reconnect import Reason
-from service.http_client import UnavailableError
+from service.core.rules import Rule
+from service.http_client import UnavailableError, plain
 from service.kinesis import Kinesis, KinesisError
 from service.rules import Rules, RulesError
 from service.source import bearer
@@ -79,8 +80,7 @@ async def check(settings: Settings, environ: Mapping[str, str]) -> int:
     await check_port(settings.http_host, settings.http_port, report)
     clock_url = await _check_kinesis(settings, environ.get("AWS_REGION") or None, report)
     if settings.source != "stdin":
-        await _check_x(settings, report)
-        clock_url = settings.x_url
+        clock_url = await _check_x(settings, report) or clock_url
     if clock_url:
         await check_clock(clock_url, report)
     return 1 if report.failures else 0
@@ -161,15 +161,15 @@ async def check_port(host: str, port: int, report: Report) -> None:
 
 
 async def _check_kinesis(settings: Settings, region: str | None, report: Report) -> str:
-    """Try credentials, stream and permissions; return the URL that was asked, "" without credentials."""
+    """Try credentials, stream and permissions; return the URL, "" if nothing can be asked there."""
     what = "credentials"
     url = ""
     try:
         async with Kinesis(settings.stream, region=region) as kinesis:
-            url = kinesis.url
-            report.well(what, f"some are there, to ask {url}")
+            report.well(what, f"some are there, to ask {kinesis.url}")
             what = "stream"
             facts = await kinesis.facts()
+            url = kinesis.url
             shards = await kinesis.shards()
             words = f"{facts.name}, {facts.status}, {facts.mode}, {len(shards)} open shards"
             report.well(what, words + (", which do not keep order (AUTO)" if facts.ignores_keys else ""))
@@ -183,22 +183,28 @@ async def _check_kinesis(settings: Settings, region: str | None, report: Report)
     return url
 
 
-async def _check_x(settings: Settings, report: Report) -> None:
-    """Try the token of X, and where there are rules, those."""
+async def _check_x(settings: Settings, report: Report) -> str:
+    """Try the token of X, and where there are rules, those; return its URL, "" if it cannot be reached."""
     rng = random.Random()  # noqa: S311 - jitter, not secrets
+    what = "x token"
     try:
         token = await bearer(lambda: settings, rng).get()
+        if settings.source == "filtered":
+            what = "x rules"
+            await _check_rules(Rules(settings.x_url, rng), token, settings.rules, report)
+        else:
+            report.well(what, f"there is one; whether it is good for {settings.source} shows when it connects")
     except UnavailableError as error:
-        report.bad("x token", str(error))
-        return
-    if settings.source != "filtered":
-        report.well("x token", f"there is one; whether it is good for {settings.source} shows when it connects")
-        return
+        reason = error.verdict.reason
+        report.bad("x token" if reason in BEFORE_RULES else what, str(error))
+        return "" if reason is Reason.NETWORK_ERROR else settings.x_url
+    return settings.x_url
+
+
+async def _check_rules(x: Rules, token: str, wanted: Sequence[Rule], report: Report) -> None:
+    """Try the wanted rules, and with them the token; raises UnavailableError."""
     try:
-        changes = await Rules(settings.x_url, rng).sync(token, settings.rules, apply=False)
-    except UnavailableError as error:
-        report.bad("x token" if error.verdict.reason in BEFORE_RULES else "x rules", str(error))
-        return
+        changes = await x.sync(token, wanted, apply=False)
     except RulesError as error:
         report.well("x token", "X takes it")
         for problem in error.problems:
@@ -206,9 +212,9 @@ async def _check_x(settings: Settings, report: Report) -> None:
         return
     report.well("x token", "X takes it")
     present = len(changes.delete) + len(changes.others)
-    if settings.rules:
-        missing = "" if len(changes.keep) == len(settings.rules) else "; run makes the rest"
-        report.well("x rules", f"{len(changes.keep)} of {len(settings.rules)} wanted rules are there{missing}")
+    if wanted:
+        missing = "" if len(changes.keep) == len(wanted) else "; run makes the rest"
+        report.well("x rules", f"{len(changes.keep)} of {len(wanted)} wanted rules are there{missing}")
     elif present:
         report.well("x rules", f"none are wanted, so the {present} that X has are used")
     else:
@@ -223,6 +229,9 @@ async def check_clock(url: str, report: Report) -> None:
             asked = time.time()
             async with session.head(url, allow_redirects=False) as response:
                 ahead = parsedate_to_datetime(response.headers["Date"]).timestamp() - (asked + time.time()) / 2
+    except aiohttp.ClientConnectorError as error:
+        report.bad("clock", f"{url} cannot be reached: {plain(error)}; check that address and the network")
+        return
     except (aiohttp.ClientError, OSError, KeyError, ValueError, OverflowError):
         report.untried("clock", f"{url} does not say the time")
         return

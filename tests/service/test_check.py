@@ -1,3 +1,4 @@
+import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -98,6 +99,12 @@ class TestAll:
         assert lines["x token"].startswith("failed: X cannot be reached: no connection to 127.0.0.1:1")
         assert "MILLRACE_X_URL" in lines["x token"]
         assert "x rules" not in lines
+        assert lines["clock"] == f"ok: within 1 s of {os.environ['AWS_ENDPOINT_URL_KINESIS']}"
+
+    async def test_neither_x_nor_the_stream_is_there(self, x: XApi, said: Said) -> None:
+        """Then nothing is said of the clock."""
+        assert await run(x, stream="other", RULES="coffee", X_URL="http://127.0.0.1:1") == 1
+        assert list(said())[-2:] == ["stream", "x token"]
 
     async def test_a_key_that_x_does_not_know(self, said: Said) -> None:
         """So is what X says when it gives no token."""
@@ -123,6 +130,8 @@ class TestAll:
         lines = said()
         assert lines["x token"] == "ok: there is one; whether it is good for sample shows when it connects"
         assert "x rules" not in lines
+        assert await run(x, SOURCE="sample", X_URL="http://127.0.0.1:1") == 1
+        assert said()["clock"].startswith("failed: http://127.0.0.1:1 cannot be reached: no connection to 127.0.0.1:1")
 
     async def test_standard_input(self, x: XApi, said: Said) -> None:
         """X is not asked, and the clock is compared with that of Kinesis."""
@@ -233,12 +242,14 @@ class TestClock:
         assert report.failures == 0
         assert said()["clock"] == f"ok: within 1 s of {url}"
 
-    async def test_nobody_answers(self, said: Said) -> None:
-        """That is another line's trouble."""
+    async def test_a_server_that_hangs_up(self, said: Said) -> None:
+        """It has been reached, so that is no failure."""
         report = Report()
-        await check_clock("http://127.0.0.1:1", report)
+        async with await asyncio.start_server(lambda _reader, writer: writer.close(), "127.0.0.1", 0) as server:
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            await check_clock(url, report)
         assert report.failures == 0
-        assert said()["clock"] == "not tried: http://127.0.0.1:1 does not say the time"
+        assert said()["clock"] == f"not tried: {url} does not say the time"
 
 
 async def add_rule(x: XApi, value: str, tag: str) -> None:
