@@ -223,7 +223,7 @@ def describe(gap: Gap, now: float) -> Mapping[str, Any]:
         "from": _iso(gap.since),
         "until": None if gap.until is None else _iso(gap.until),
         "seconds": round(gap.seconds(now), 1),
-        "reason": gap.reason,
+        "reason": ", ".join((gap.reason, *gap.then)),
         "failed_tries": gap.tries,
         "backfill_minutes": gap.backfill_minutes,
         "backfilled": gap.backfilled,

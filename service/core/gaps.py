@@ -72,6 +72,7 @@ class Gap(msgspec.Struct):
         tries: connects that failed meanwhile.
         backfill_minutes: what was asked for at its end, 0 for none.
         backfilled: posts written during it that came all the same, by this backfill or, if it broke off, by the next.
+        then: for what other reasons it went on, each once.
     """
 
     since: float
@@ -81,6 +82,7 @@ class Gap(msgspec.Struct):
     tries: int = 0
     backfill_minutes: int = 0
     backfilled: int = 0
+    then: list[str] = []
 
     def seconds(self, now: float) -> float:
         """How long it lasted, or lasts."""
@@ -279,6 +281,8 @@ class Gaps:
         """
         if self._open is not None:
             self._open.tries += 1
+            if reason not in {self._open.reason, *self._open.then}:
+                self._open.then.append(reason)
         elif self._heard_at is not None:
             if reason == Reason.STALL:
                 self._begin(self._heard_at, reason)

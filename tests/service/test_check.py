@@ -299,14 +299,15 @@ class TestRules:
 class TestGaps:
     async def test_a_list(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         """A line for each, the oldest first; one may last."""
-        entries = [Gap(0.0, "cut", 10.0, 30.5, 2, 1, 250), Gap(time() - 60, "unauthorized", 1.0)]
+        lasting = Gap(time() - 60, "cut", 1.0, then=["network_error", "unauthorized"])
+        entries = [Gap(0.0, "cut", 10.0, 30.5, 2, 1, 250), lasting]
         await StateFile(tmp_path).save(Kept(gaps=entries))
         environ = {"MILLRACE_STREAM": "p", "MILLRACE_BEARER_TOKEN": TOKEN, "MILLRACE_JOURNAL": str(tmp_path)}
         assert gaps(load(environ)) == 0
         _, first, second = capsys.readouterr().out.splitlines()
         assert first.split() == ["1970-01-01T00:00:00Z", "1970-01-01T00:00:30Z", "30.5", "55", "250", "cut"]
         assert second.split()[1:3] == ["it", "lasts"]
-        assert second.endswith("unauthorized")
+        assert second.endswith("  cut, network_error, unauthorized")
 
     def test_without_a_journal(self, capsys: pytest.CaptureFixture[str]) -> None:
         """A line that says where else to look, and exit code 1."""

@@ -170,7 +170,7 @@ async def test_a_restart_remembers(tmp_path: Path) -> None:
     # Two connects, and one more because this X refuses backfill; the second run knows that already.
     assert kept.spare == pytest.approx(17, abs=0.1)
     assert kept.posts == len(first.posts)
-    assert [gap["reason"] for gap in second.source.status()["gaps"]] == ["cut", "restart"]
+    assert [gap["reason"] for gap in second.source.status()["gaps"]] == ["cut, backfill_refused", "restart"]
     assert second.source.status()["month"]["posts"] >= kept.posts
     assert second.value("stream_gap_seconds_total") == pytest.approx(3, abs=0.5)
 
