@@ -31,7 +31,7 @@ from service.http_client import UnavailableError, plain
 from service.kinesis import Kinesis, KinesisError
 from service.rules import Rules, RulesError
 from service.source import bearer
-from service.state import StateFile
+from service.state import DAMAGED, FILE_NAME, StateFile
 from service.watch import describe
 
 ANSWER_SECONDS = 10.0
@@ -286,7 +286,11 @@ def gaps(settings: Settings) -> int:
     if settings.journal is None:
         print("MILLRACE_JOURNAL: off, so no gaps are remembered; /status shows those of this run", file=sys.stderr)
         return 1
-    entries = StateFile(settings.journal).load().gaps
+    try:
+        entries = StateFile(settings.journal).read().gaps
+    except DAMAGED as error:
+        print(f"MILLRACE_JOURNAL: the gaps cannot be read: {error}; look at {FILE_NAME} there", file=sys.stderr)
+        return 1
     now = time.time()
     print(f"{'from':<21} {'until':<21} {'seconds':>9} {'missed':>8} {'backfilled':>10}  reason")
     for gap in entries:

@@ -19,6 +19,7 @@ from service.core.records import UNREADABLE
 FILE_NAME = "source.json"
 # A disk that takes longer must not keep the daemon from connecting, or from ending.
 PATIENCE_SECONDS = 2.0
+DAMAGED = (*UNREADABLE, OSError)
 
 log = structlog.get_logger()
 
@@ -37,15 +38,19 @@ class StateFile:
         self._writing: asyncio.Task[None] | None = None
         self._failed = False
 
-    def load(self) -> Kept:
-        """Read it. What is not there, or is damaged, is as new; a damaged file is renamed, not deleted."""
-        if self._path is None:
-            return Kept()
+    def read(self) -> Kept:
+        """Read it. What is not there is as new; raises one of `DAMAGED`."""
         try:
-            return msgspec.json.decode(self._path.read_bytes(), type=Kept)
+            return msgspec.json.decode(self._path.read_bytes(), type=Kept) if self._path else Kept()
         except FileNotFoundError:
             return Kept()
-        except (*UNREADABLE, OSError) as error:
+
+    def load(self) -> Kept:
+        """Read it. What is damaged is as new, too; the file is renamed, not deleted."""
+        try:
+            return self.read()
+        except DAMAGED as error:
+            assert self._path is not None
             aside = self._path.with_suffix(".damaged.json")
             log.warning("source_state_damaged", path=str(self._path), error=str(error), set_aside=str(aside))
             try:

@@ -19,7 +19,7 @@ from service.check import Report, check, check_clock, check_disk, check_port, ga
 from service.config import load
 from service.core.gaps import Gap, Kept
 from service.core.limits import MIB
-from service.state import StateFile
+from service.state import FILE_NAME, StateFile
 
 pytestmark = pytest.mark.usefixtures("own_aws")
 
@@ -308,6 +308,15 @@ class TestGaps:
         assert first.split() == ["1970-01-01T00:00:00Z", "1970-01-01T00:00:30Z", "30.5", "55", "250", "cut"]
         assert second.split()[1:3] == ["it", "lasts"]
         assert second.endswith("  cut, network_error, unauthorized")
+
+    def test_a_damaged_file(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """No list that would say that all is well, and the file stays the daemon's."""
+        (tmp_path / FILE_NAME).write_text('{"gaps": [')
+        environ = {"MILLRACE_STREAM": "p", "MILLRACE_BEARER_TOKEN": TOKEN, "MILLRACE_JOURNAL": str(tmp_path)}
+        assert gaps(load(environ)) == 1
+        said = capsys.readouterr()
+        assert (said.out, [path.name for path in tmp_path.iterdir()]) == ("", [FILE_NAME])
+        assert said.err.startswith("MILLRACE_JOURNAL: the gaps cannot be read: ")
 
     def test_without_a_journal(self, capsys: pytest.CaptureFixture[str]) -> None:
         """A line that says where else to look, and exit code 1."""
