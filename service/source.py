@@ -167,6 +167,7 @@ class Source:
             spend.budget or 0,
             self._watch.trouble,
             int(self._reconnect.budget.spare(self._clock())),
+            gaps.missing(self._wall()),
         )
 
     def status(self) -> Mapping[str, Any]:

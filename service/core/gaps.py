@@ -238,6 +238,10 @@ class Gaps:
         """How long there was no connection since the start of the process, the gap that lasts included."""
         return self._seconds + (self._open.seconds(now) if self._open else 0.0)
 
+    def missing(self, now: float) -> int:
+        """About how many posts those gaps cost so far that do not count yet."""
+        return sum(gap.missed(now) for gap in (*self._filling, self._open) if gap)
+
     # What happens
 
     def connected(self, now: float, backfill_minutes: int = 0) -> Gap | None:

@@ -60,6 +60,7 @@ class SourceFigures(NamedTuple):
         month_budget: posts a month; 0 for no limit.
         trouble: what somebody must act on: a reason and X's words; empty texts if there is nothing.
         connects_left: that may be made at once within X's limit.
+        posts_missing: by estimate, in gaps that last or are being filled.
     """
 
     gap_seconds: float = 0.0
@@ -69,6 +70,7 @@ class SourceFigures(NamedTuple):
     month_budget: int = 0
     trouble: tuple[str, str] = ("", "")
     connects_left: int = 0
+    posts_missing: int = 0
 
 
 class Look(NamedTuple):

@@ -233,7 +233,7 @@ function drawStream() {
   setText("retry", frame.retry_at ? (wait > 0.5 ? `in ${duration(Math.ceil(wait))}` : "now") : "–");
   setText("reconnects", whole.format(frame.reconnects));
   setText("gap", x.gap_seconds ? duration(x.gap_seconds) : "none");
-  setText("missed", whole.format(x.posts_missed));
+  setText("missed", whole.format(x.posts_missed + x.posts_missing));
   setText("backfilled", whole.format(x.posts_backfilled));
   at("month-rows").hidden = isInput;
   const month = whole.format(x.month_posts);

@@ -101,7 +101,7 @@ def disconnect(daemon: Daemon) -> None:
     """Lose X, for a reason that an operator must mend."""
     flow(daemon)
     daemon.board.note(START, "X", "unauthorized: X answered 401: Unauthorized; check the token", "bad")
-    source = SourceFigures(gap_seconds=20.0, posts_missed=2000, month_posts=9500, month_budget=10_000)
+    source = SourceFigures(20.0, 1800, posts_missing=200, month_posts=9500, month_budget=10_000)
     inside = daemon.now.inside._replace(checks=BROKEN)
     daemon.pass_time(20, 0, connected=False, inside=inside, source=source, retry_at=START + 900, reconnects=3)
 

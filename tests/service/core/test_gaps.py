@@ -165,7 +165,7 @@ class TestGaps:
             gaps.lost(reason, now + second)
         assert not gaps.is_connected
         assert gaps.seconds(now + 20) == 20
-        assert gaps.missed == 0, "a gap counts when it is over"
+        assert (gaps.missed, gaps.missing(now + 20)) == (0, 200), "a gap counts when it is over"
         gap = gaps.connected(now + 30)
         assert gap is gaps.entries[-1]
         assert gap == Gap(now, "cut", gap.rate, now + 30, tries=4, then=["network_error", "server_error"])
