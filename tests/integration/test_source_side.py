@@ -81,7 +81,7 @@ async def test_an_operator_changes_rules_and_looks_at_gaps(tmp_path: Path) -> No
         await running.restart_daemon()
         await until(running, posts_came)
         (row,) = (await command("gaps")).splitlines()[1:]
-        assert row.endswith("restart")
+        assert row.endswith("restart, backfill_refused")
         metrics = await running.metrics()
         assert 0 < metrics["stream_gap_seconds_total"] < 30
         assert metrics["posts_missed_estimate_total"] == pytest.approx(
