@@ -114,33 +114,44 @@ class Daemon:
         stopped = _stop_event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
         async with AsyncExitStack() as stack:
-            try:
-                await stack.enter_async_context(self._admin)
-                await self._open_journal(stack)
-                self._open_source()
-                region = self._environ.get("AWS_REGION") or None
-                kinesis = await stack.enter_async_context(Kinesis(self._settings.stream, region=region))
-                await kinesis.probe()
-                sender = Sender(
-                    self._producer,
-                    self._traced(kinesis, stack),
-                    observer=self._metrics,
-                    on_outcomes=self._on_outcomes,
-                    on_sink=lambda ok, reason: self._health.set("kinesis", ok, reason),
-                    trouble=KinesisError,
-                )
-                facts = await sender.start()
-                self._sender = sender
-            except (AdminError, JournalError, KinesisError) as error:
-                raise StartError(str(error)) from None
-            self._health.set("kinesis", ok=True)
-            self._check_room()
-            if facts.ignores_keys:
-                log.warning("order_not_kept", stream=facts.name, reason="the stream spreads records by itself (AUTO)")
-            log.info("started", stream=facts.name, http_port=self._admin.port, source=self._settings.source)
-            await self._carry(sender, stopped)
-            await self._leave()
+            starting, stopping = asyncio.create_task(self._start(stack)), asyncio.create_task(stopped.wait())
+            await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
+            if starting.done():
+                await self._carry(starting.result(), stopped)
+                await self._leave()
+            else:
+                starting.cancel()
+                await asyncio.wait([starting])
         log.info("stopped", **self._totals())
+
+    async def _start(self, stack: AsyncExitStack) -> Sender:
+        """Open all that posts need; raises StartError."""
+        try:
+            await stack.enter_async_context(self._admin)
+            await self._open_journal(stack)
+            self._open_source()
+            region = self._environ.get("AWS_REGION") or None
+            kinesis = await stack.enter_async_context(Kinesis(self._settings.stream, region=region))
+            await kinesis.probe()
+            sender = Sender(
+                self._producer,
+                self._traced(kinesis, stack),
+                observer=self._metrics,
+                on_outcomes=self._on_outcomes,
+                on_sink=lambda ok, reason: self._health.set("kinesis", ok, reason),
+                trouble=KinesisError,
+            )
+            facts = await sender.start()
+        except (AdminError, JournalError, KinesisError) as error:
+            raise StartError(str(error)) from None
+        self._sender = sender
+        self._health.set("kinesis", ok=True)
+        self._check_room()
+        if facts.ignores_keys:
+            log.warning("order_not_kept", stream=facts.name, reason="the stream spreads records by itself (AUTO)")
+        log.info("started", stream=facts.name, http_port=self._admin.port, source=self._settings.source)
+        return sender
 
     def _traced(self, kinesis: Kinesis, stack: AsyncExitStack) -> Sink:
         """Put OpenTelemetry around Kinesis where it is wanted and there."""

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import ClientSession
+from aiohttp import ClientSession, web
+from aiohttp.test_utils import TestServer
 
 from local.kinesis.faults import RequestError
 from local.kinesis.server import LocalKinesis
@@ -109,6 +110,21 @@ class TestRun:
         assert status["source"]["connected"]
         totals = said()["stopped"]
         assert totals["received"] == totals["delivered"] + totals["duplicate"]
+
+    async def test_a_start_that_waits_ends_at_a_signal(self, said: Said) -> None:
+        """Whoever does not answer, here Kinesis, does not keep it: it ends well, as later on."""
+
+        async def signalled(_request: web.Request) -> web.Response:
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        application = web.Application()
+        application.router.add_post("/", signalled)
+        async with TestServer(application) as silent, asyncio.timeout(30):
+            os.environ["AWS_ENDPOINT_URL_KINESIS"] = str(silent.make_url(""))
+            await daemon_of(SOURCE="stdin").run()
+        assert list(said()) == ["stopped"]
 
     async def test_records_that_may_not_be_put(self) -> None:
         """A host of AWS is asked before anything is read: what it has against the question is told at once."""
