@@ -290,7 +290,7 @@ OVERVIEW = Board(
             ),
             Panel(
                 "Why records are closed",
-                "Linger at low rates, size at high ones, drain at the end.",
+                "Linger at low rates, size at high ones, drain at the end; single without aggregation.",
                 RATE,
                 {_rate("flushes_total", "reason"): "{{reason}}"},
                 "stacked",
