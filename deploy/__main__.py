@@ -82,7 +82,8 @@ def variables(name: str, session: Any) -> None:
         raise StackError(f"{name} has no client of its own (CreateClient is false): the daemon runs under a role")
     secret = session.client("secretsmanager").get_secret_value(SecretId=outputs["CredentialsSecretArn"])
     for key, value in {**TEMPORARY, **json.loads(secret["SecretString"])}.items():
-        _say(f"{key}={shlex.quote(value)}")
+        # Not everything that reads such lines knows quotes.
+        _say(f"{key}={value and shlex.quote(value)}")
 
 
 def next_steps(name: str, outputs: Mapping[str, str]) -> list[str]:

@@ -148,7 +148,8 @@ class TestEnv:
         self.stack(session, CredentialsSecretArn=secret["ARN"])
         assert main(["env", "mill"], session=session) == 0
         lines = capsys.readouterr().out.splitlines()
-        assert lines[-3:] == ["AWS_ACCESS_KEY_ID=AKIA", "AWS_SECRET_ACCESS_KEY=a/b+c=", "MILLRACE_STREAM='my s'"]
+        assert lines[:2] == ["AWS_SESSION_TOKEN=", "AWS_CREDENTIAL_EXPIRATION="]
+        assert lines[2:] == ["AWS_ACCESS_KEY_ID=AKIA", "AWS_SECRET_ACCESS_KEY=a/b+c=", "MILLRACE_STREAM='my s'"]
 
     def test_no_part_of_other_credentials_stays(
         self, session: LocalSession, capsys: pytest.CaptureFixture[str]
