@@ -26,6 +26,7 @@ from service.core.posts import PARTITION_KEYS
 from service.core.rules import Rule
 from service.core.sources import SOURCES
 from service.readers import (
+    HOST,
     JOURNAL,
     NAMES,
     PARTITION_KEY,
@@ -145,9 +146,7 @@ class Settings:
     journal_limit: Annotated[int, size(MIB), "Bytes of posts in the journal; its files may take twice as much."] = (
         8 * 1024 * MIB
     )
-    http_host: Annotated[
-        str, Reader(str, "address or name"), "Where the admin server listens; 0.0.0.0 opens it to the network."
-    ] = "127.0.0.1"
+    http_host: Annotated[str, HOST, "Where the admin server listens; 0.0.0.0 opens it to the network."] = "127.0.0.1"
     http_port: Annotated[int, number(int, 0, 65535), "Its port; 0 takes any free one."] = 8080
     show_posts: Annotated[
         str, choice("off", "on"), "on: the live page names the last posts, by id and author, to all who may open it."

@@ -123,7 +123,9 @@ def _parse_url(text: str) -> str:
         raise ValueError("the URL holds a user name or a password; leave them out")
     try:
         url = urlsplit(text)
-        usable = url.scheme in {"http", "https"} and url.hostname and (url.port is None or url.port > 0)
+        # As whoever looks it up encodes it, who would raise then.
+        host = (url.hostname or "").encode("idna")
+        usable = url.scheme in {"http", "https"} and host and (url.port is None or url.port > 0)
     except ValueError:
         usable = False
     if not usable:
@@ -131,6 +133,14 @@ def _parse_url(text: str) -> str:
     if url.query or url.fragment:
         raise ValueError(f"{text!r} has a query or a fragment; write only the base, like https://api.x.com")
     return text.rstrip("/")
+
+
+def _parse_host(text: str) -> str:
+    try:
+        text.encode("idna")
+    except ValueError:
+        raise ValueError(f"{text!r} is no address and no name; write one of this machine, like 127.0.0.1") from None
+    return text
 
 
 def _parse_stream(text: str) -> str:
@@ -196,6 +206,7 @@ def _show_rules(rules: tuple[Rule, ...]) -> str:
     return msgspec.json.encode([_RuleEntry(rule.value, rule.tag) for rule in rules]).decode() if rules else ""
 
 
+HOST = Reader(_parse_host, "address or name")
 JOURNAL = Reader(_parse_journal, "directory, or off", lambda path: "off" if path is None else str(path))
 NAMES = Reader(_parse_names, "names, with commas", ",".join)
 PARTITION_KEY = Reader(_parse_partition_key, f"{', '.join(PARTITION_KEYS)}, or a JSON pointer")

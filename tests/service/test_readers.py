@@ -5,6 +5,7 @@ import pytest
 
 from service.core.rules import Rule
 from service.readers import (
+    HOST,
     JOURNAL,
     NAMES,
     PARTITION_KEY,
@@ -56,7 +57,7 @@ def rules_in_file(text: str) -> Any:
         (choice("kpl", "none"), ["zip"], "'{}' is not supported; write one of kpl, none"),
         (
             URL,
-            ["api.x.com", "ftp://api.x.com", "https://", "https://x:port", "http://[::1"],
+            ["api.x.com", "ftp://api.x.com", "https://", "https://x:port", "http://[::1", "https://api..x.com"],
             "'{}' is not a URL; write one like https://api.x.com",
         ),
         # It is a base to append paths to.
@@ -67,6 +68,7 @@ def rules_in_file(text: str) -> Any:
         ),
         # The password is not shown.
         (URL, ["https://me:hunter2@x.com"], "the URL holds a user name or a password; leave them out"),
+        (HOST, ["127.0..1"], "'{}' is no address and no name; write one of this machine, like 127.0.0.1"),
         (
             STREAM,
             ["a b", "arn:aws:kinesis:eu-west-1:123:stream/a", "x" * 129],
@@ -120,6 +122,8 @@ def test_sizes(text: str, count: int, shown: str) -> None:
         (choice("kpl", "none"), "KPL", "kpl", "kpl"),
         (optional(WHOLE), "7", 7, "7"),
         (URL, "https://api.x.com/", "https://api.x.com", "https://api.x.com"),
+        (URL, "https://münchen.example", "https://münchen.example", "https://münchen.example"),
+        (HOST, "::1", "::1", "::1"),
         (PARTITION_KEY, "/user/id", "/user/id", "/user/id"),
         (JOURNAL, "OFF", None, "off"),
         (JOURNAL, "/var/lib/millrace", Path("/var/lib/millrace"), "/var/lib/millrace"),
