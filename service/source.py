@@ -104,13 +104,14 @@ class Source:
         )
         self._stream: Stream | None = None
         self._keeper: RulesKeeper | None = None
+        if settings.rules:
+            # Made here, so that it follows what changes before they are read for the first time.
+            self._keeper = RulesKeeper(self._read_rules, self._stamp_rules, self._sync, self._rules_changed)
 
     async def run(self, intake: Intake) -> None:
         """Keep connected until cancelled; raises RulesError if X does not take the rules at the start."""
         await self._insist(self._token.get)
-        if self._settings.rules:
-            # Before they are read, so that it follows what changes from then on.
-            self._keeper = RulesKeeper(self._read_rules, self._stamp_rules, self._sync, self._rules_changed)
+        if self._keeper is not None:
             log_changes(await self._insist(lambda: self._sync(self._read_settings().rules or self._settings.rules)))
         partition = f"?partition={self._settings.partition}" if self._settings.partition else ""
         self._stream = Stream(
@@ -124,7 +125,8 @@ class Source:
             path=self._kind.path + partition,
             parameters=self._settings.parameters(),
             slot=self._connections,
-            on_no_rules=self._restore_rules,
+            # Somebody else has deleted them.
+            on_no_rules=self._keeper.reload if self._keeper else lambda: None,
         )
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._stream.run())
@@ -139,10 +141,10 @@ class Source:
 
     def reload(self) -> None:
         """Read the rules again, and apply them."""
-        if not self._settings.rules:
+        if self._keeper is None:
             log.info("nothing_to_reload", way_out="rules come from MILLRACE_RULES_FILE or MILLRACE_RULES")
         else:
-            self._restore_rules()
+            self._keeper.reload()
 
     # Posts
 
@@ -232,11 +234,6 @@ class Source:
         except OSError:
             return None
         return seen.st_mtime_ns, seen.st_ino, seen.st_size
-
-    def _restore_rules(self) -> None:
-        """Make the wanted rules X's again: somebody else has deleted them."""
-        if self._keeper is not None:
-            self._keeper.reload()
 
     def _rules_changed(self) -> None:
         assert self._stream is not None
