@@ -202,7 +202,7 @@ class Journal:
             if not writing.done():
                 self._note_trouble("write", STALLED)
                 return
-            if self.trouble and writing is not under_way:
+            if "write" in self._troubles and writing is not under_way:
                 return
 
     async def close(self) -> None:

@@ -29,7 +29,7 @@ from hypothesis.stateful import (
 )
 from structlog.typing import EventDict
 
-from service.core.chunks import SWEEP_BEATS, WAITING_BYTES
+from service.core.chunks import BATCH_BYTES, SWEEP_BEATS, WAITING_BYTES
 from service.core.records import DropReason
 from service.core.rows import Contents
 from service.journal import Journal
@@ -324,6 +324,21 @@ class TestFailingDisk:
             disk.error = None
             assert len(await journal.read(MIB)) == 3
             assert not journal.trouble
+
+    async def test_a_disk_that_cannot_be_read_is_written_to_the_end(self, tmp_path: Path) -> None:
+        """All that waits, which is more than one transaction takes: the next run may be able to read it."""
+        disk = Disk("SELECT number")
+        shed = Shed()
+        async with opened(tmp_path, connect=disk.connect, on_shed=shed) as journal:
+            take(journal, [b"x"], in_memory=False)
+            await journal.flush()
+            disk.error = sqlite3.OperationalError("disk I/O error")
+            while not journal.trouble:
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(journal.read(MIB), 0.05)
+            for _ in range(2 * BATCH_BYTES // MIB):
+                take(journal, [bytes(MIB)], in_memory=False)
+        assert shed.posts == 0
 
     async def test_what_became_due_during_a_slow_write_goes_at_its_end(self, tmp_path: Path) -> None:
         """It does not wait for the next beat: its posts are older already than they should be."""
