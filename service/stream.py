@@ -186,6 +186,9 @@ class Stream:
                 async with asyncio.timeout(self._stall_seconds):
                     response: aiohttp.ClientResponse = await client.filter(**query)
             except (aiohttp.ClientError, OSError) as error:
+                if isinstance(error.__cause__, aiohttp.ClientConnectorError):
+                    # X has not seen it.
+                    self._reconnect.budget.give_back()
                 return self._reconnect.lost(Cause(Reason.NETWORK_ERROR, unreachable(error)), self._clock())
             try:
                 if response.status == 200:

@@ -279,6 +279,10 @@ class Budget:
         self._spare = self.spare(now) - 1
         self._at = now
 
+    def give_back(self) -> None:
+        """The last one was none: X cannot have counted it."""
+        self._spare += 1
+
     def wait(self, now: float) -> float:
         """Seconds until the next connect may be made."""
         return max(0.0, (1 - self.spare(now)) / self.per_second)
@@ -289,7 +293,7 @@ class Reconnect:
     One stream's way back: what happened goes in, a verdict comes out.
 
     `spare` and `connects` are those of its `budget`. Each try to connect is to be taken from it, successful or not: X
-    counts both.
+    counts both, and only those not that never reached it.
     """
 
     def __init__(self, now: float, rng: Random, spare: float | None = None, connects: float = CONNECTS) -> None:

@@ -461,13 +461,14 @@ async def test_one_attempt_is_one_request() -> None:
 
 
 async def test_nobody_listens() -> None:
-    """A refused connection is a network error with the system's words."""
+    """A refused connection is a network error with the system's words; X has seen nothing, and has none to count."""
     async with FakeX() as x:
         url = x.url
-    watcher = Watcher()
-    async with running(url, watcher):
-        reason, detail, _, healable = await watcher.loss()
+    clock = asyncio.get_running_loop().time
+    reconnect = Reconnect(clock(), Shortest())
+    _, reason, detail, healable = await stream_by_hand(url, Watcher(), reconnect=reconnect)._connect_once()
     assert (reason, healable) == (Reason.NETWORK_ERROR, True)
+    assert reconnect.budget.spare(clock()) == reconnect.budget.burst
     assert detail.startswith(
         f"X cannot be reached: no connection to {url.removeprefix('http://')} (Connection refused);"
     )
