@@ -136,7 +136,11 @@ POLICIES = {
     Reason.TOKEN_REPLACED: Policy(NETWORK, healable=True, advice="trying the token that is set now"),
     Reason.PAYMENT_REQUIRED: Policy(PATIENT, healable=False, advice="add credits, or raise the spend limit, at X"),
     Reason.FORBIDDEN: Policy(PATIENT, healable=False, advice="the app's access level at X does not include this"),
-    Reason.NO_RULES: Policy(HTTP, healable=False, advice="set MILLRACE_RULES or MILLRACE_RULES_FILE"),
+    Reason.NO_RULES: Policy(
+        HTTP,
+        healable=False,
+        advice="set MILLRACE_RULES or MILLRACE_RULES_FILE; where one is, its rules are put back now",
+    ),
     Reason.BACKFILL_REFUSED: Policy(NETWORK, healable=True, advice="trying without backfill"),
     Reason.BAD_REQUEST: Policy(PATIENT, healable=False),
     Reason.NOT_FOUND: Policy(PATIENT, healable=False, advice="check MILLRACE_X_URL and MILLRACE_SOURCE"),
