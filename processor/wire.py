@@ -43,6 +43,7 @@ which is what the Lambda runs; before that `backports.zstd`, the same code, stan
 
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from hashlib import md5
 from typing import NamedTuple, Protocol
 
@@ -203,7 +204,7 @@ def _decode_compressed(frame: bytes) -> Decoded:
     try:
         message = unpacking.decompress(frame, LARGEST_MESSAGE_BYTES)
     except zstd.ZstdError as error:
-        return Decoded(_read_message(_unpack_start(frame)).records, f"not a zstd frame: {error}")
+        return Decoded(_read_message(b"".join(_up_to_the_damage(frame))).records, f"not a zstd frame: {error}")
     if unpacking.eof and not unpacking.unused_data:
         return _read_message(message)
     if not unpacking.eof and not unpacking.needs_input:
@@ -211,19 +212,12 @@ def _decode_compressed(frame: bytes) -> Decoded:
     return Decoded(_read_message(message).records, "the zstd frame does not end where the record does")
 
 
-def _unpack_start(frame: bytes) -> bytes:
-    """Return what can be unpacked of a frame that is damaged, up to the damage."""
+def _up_to_the_damage(frame: bytes) -> Iterator[bytes]:
+    """Unpack what can be of a damaged frame, bit by bit: a call that meets the damage returns nothing of before."""
     unpacking = zstd.ZstdDecompressor()
-    start = bytearray()
-    try:
-        # Bit by bit, because a call that meets the damage returns nothing of what came before it.
-        for place in range(0, len(frame), _UNPACKED_AT_ONCE):
-            start += unpacking.decompress(frame[place : place + _UNPACKED_AT_ONCE])
-            if unpacking.eof or len(start) > LARGEST_MESSAGE_BYTES:
-                break
-    except zstd.ZstdError:
-        pass
-    return bytes(start)
+    pieces = (frame[place : place + _UNPACKED_AT_ONCE] for place in range(0, len(frame), _UNPACKED_AT_ONCE))
+    with suppress(zstd.ZstdError):
+        yield from map(unpacking.decompress, pieces)
 
 
 def _read_message(message: bytes) -> Decoded:
