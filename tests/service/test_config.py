@@ -288,6 +288,15 @@ class TestSecrets:
         assert "is not text in UTF-8" in line
 
 
+def test_faults_of_a_file(tmp_path: Path) -> None:
+    """Each is a line of its own that names the variable of the file."""
+    (tmp_path / "rules.yaml").write_text("- a\n- b\n- a\n- a\n")
+    assert faults(NEEDED | {"MILLRACE_RULES_FILE": str(tmp_path / "rules.yaml")}) == (
+        "MILLRACE_RULES_FILE: rule 3 repeats rule 1; remove one of them",
+        "MILLRACE_RULES_FILE: rule 4 repeats rule 1; remove one of them",
+    )
+
+
 def test_describe() -> None:
     """The effective configuration is one line a setting, with sizes as people write them."""
     lines = describe(load(NEEDED | {"MILLRACE_RULES": "cats", "MILLRACE_JOURNAL": "off"})).splitlines()
